@@ -1,0 +1,7 @@
+//! pillion: a sidecar proxy that learns where services live straight from the service registry.
+//!
+//! `ARCHITECTURE.md` is the map; a module uses only those on lower floors, and `tests/` holds that.
+
+pub mod backoff;
+pub mod config;
+pub mod registry;

@@ -1,0 +1,1 @@
+//! What frameworks write about an instance into a key-value registry. Each layout is a pure decoder.
