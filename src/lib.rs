@@ -3,5 +3,8 @@
 //! `ARCHITECTURE.md` is the map; a module uses only those on lower floors, and `tests/` holds that.
 
 pub mod backoff;
+pub mod cluster;
 pub mod config;
+pub mod error;
+pub mod net;
 pub mod registry;

@@ -1,0 +1,219 @@
+//! Which endpoint takes the next request. A [`Selector`] is built before a set is published; picking from it takes
+//! `&self`, no lock and no allocation.
+
+use super::endpoint::Endpoint;
+use crate::config::Policy;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
+use tokio::time::Instant;
+
+/// Chooses among the endpoints of one set by one policy.
+#[derive(Debug)]
+pub struct Selector {
+    policy: Policy,
+    /// Whether all that can be chosen have the same weight.
+    even: bool,
+    draw: WeightedDraw,
+    /// Weight of each endpoint over the mean of those that can be chosen.
+    share: Box<[f64]>,
+    turn: Turn,
+}
+
+impl Selector {
+    /// Endpoints with weight 0, and those that their registry calls unhealthy, are never chosen.
+    pub fn new(policy: Policy, endpoints: &[Arc<Endpoint>]) -> Self {
+        let weights: Vec<u32> =
+            endpoints.iter().map(|e| if e.instance.healthy { e.instance.weight } else { 0 }).collect();
+        let usable = weights.iter().filter(|w| **w > 0).count();
+        let sum: f64 = weights.iter().map(|w| f64::from(*w)).sum();
+        let mean = sum / usable.max(1) as f64;
+        let mut positive = weights.iter().filter(|w| **w > 0);
+        let first = positive.next();
+        Self {
+            policy,
+            even: positive.all(|w| Some(w) == first),
+            draw: WeightedDraw::new(&weights),
+            share: weights.iter().map(|w| f64::from(*w) / mean).collect(),
+            turn: if policy == Policy::RoundRobin { Turn::new(&weights) } else { Turn::default() },
+        }
+    }
+
+    /// Whether there is anything to choose.
+    pub fn is_empty(&self) -> bool {
+        self.draw.usable.is_empty()
+    }
+
+    /// The number of endpoints that can be chosen.
+    pub fn usable(&self) -> usize {
+        self.draw.usable.len()
+    }
+
+    /// The index of the endpoint for the next request, other than the ones in `tried` as long as there is another.
+    pub fn pick(&self, endpoints: &[Arc<Endpoint>], tried: &[Arc<Endpoint>], now: Instant) -> Option<usize> {
+        if self.is_empty() {
+            return None;
+        }
+        if tried.is_empty() {
+            return Some(self.pick_any(endpoints, now));
+        }
+        // A retry is rare: a few more draws, then a look at each.
+        let fresh = |index: &usize| !tried.iter().any(|t| Arc::ptr_eq(&t.live, &endpoints[*index].live));
+        (0..8).map(|_| self.pick_any(endpoints, now)).find(fresh).or_else(|| {
+            let start = fastrand::usize(..self.usable());
+            let (before, after) = self.draw.usable.split_at(start);
+            after.iter().chain(before).copied().find(fresh).or(Some(self.pick_any(endpoints, now)))
+        })
+    }
+
+    fn pick_any(&self, endpoints: &[Arc<Endpoint>], now: Instant) -> usize {
+        match self.policy {
+            Policy::PeakEwma => self.cheaper_of_two(|index| endpoints[index].live.cost(self.share[index], now)),
+            Policy::LeastRequest => self.cheaper_of_two(|index| endpoints[index].live.load(self.share[index])),
+            Policy::RoundRobin => self.turn.next().unwrap_or_else(|| self.draw.draw()),
+            Policy::Random => self.draw.draw(),
+            Policy::ResponseTime => self.fast_of_some(|index| {
+                endpoints[index].live.latency(now).map_or(0.0, |latency| latency.as_secs_f64())
+            }),
+        }
+    }
+
+    /// Power of two choices: two different ones, drawn by weight; the cheaper is taken. (M. Mitzenmacher, "The Power of
+    /// Two Choices in Randomized Load Balancing", 2001.)
+    ///
+    /// With unequal weights the first draw stands unless the second is much cheaper: otherwise noise in the cost would
+    /// decide every comparison, and weights of 90 and 10 would come out as 50 and 50.
+    fn cheaper_of_two(&self, cost: impl Fn(usize) -> f64) -> usize {
+        const MUCH: f64 = 2.0;
+        let first = self.draw.draw();
+        let Some(second) = self.draw.draw_other(first) else { return first };
+        let slack = if self.even { 1.0 } else { MUCH };
+        if cost(second) * slack < cost(first) { second } else { first }
+    }
+
+    /// Chooses with probability ∝ weight / response time: a group drawn by weight, then one of it by 1 / time. (With the
+    /// group's size the result approaches the exact ratio; 16 keeps the work constant for any number of endpoints.)
+    fn fast_of_some(&self, seconds: impl Fn(usize) -> f64) -> usize {
+        const GROUP: usize = 16;
+        let mut group = [(0, 0.0); GROUP];
+        let mut sum = 0.0;
+        for member in &mut group {
+            let index = self.draw.draw();
+            // Nothing known yet: as fast as a millisecond, so that it is tried. The same floor keeps noise out.
+            let speed = 1.0 / seconds(index).max(1e-3);
+            *member = (index, speed);
+            sum += speed;
+        }
+        let mut left = fastrand::f64() * sum;
+        for (index, speed) in group {
+            left -= speed;
+            if left <= 0.0 {
+                return index;
+            }
+        }
+        group[0].0
+    }
+}
+
+/// Draws by weight in constant time. (M. D. Vose, "A linear algorithm for generating random numbers with a given
+/// distribution", 1991.)
+#[derive(Debug)]
+struct WeightedDraw {
+    usable: Box<[usize]>,
+    /// Per usable endpoint: the share of its slot that is its own, and the one that has the rest.
+    slots: Box<[(f64, usize)]>,
+}
+
+impl WeightedDraw {
+    fn new(weights: &[u32]) -> Self {
+        let usable: Box<[usize]> = (0..weights.len()).filter(|index| weights[*index] > 0).collect();
+        let sum: f64 = usable.iter().map(|index| f64::from(weights[*index])).sum();
+        let mut scaled: Vec<f64> =
+            usable.iter().map(|index| f64::from(weights[*index]) * usable.len() as f64 / sum).collect();
+        let mut slots: Box<[(f64, usize)]> = usable.iter().map(|index| (1.0, *index)).collect();
+        let (mut small, mut large): (Vec<usize>, Vec<usize>) = (0..usable.len()).partition(|slot| scaled[*slot] < 1.0);
+        while let (Some(under), Some(over)) = (small.pop(), large.last().copied()) {
+            slots[under] = (scaled[under], usable[over]);
+            scaled[over] -= 1.0 - scaled[under];
+            if scaled[over] < 1.0 {
+                large.pop();
+                small.push(over);
+            }
+        }
+        Self { usable, slots }
+    }
+
+    fn draw(&self) -> usize {
+        let slot = fastrand::usize(..self.slots.len());
+        let (own, other) = self.slots[slot];
+        if own >= 1.0 || fastrand::f64() < own { self.usable[slot] } else { other }
+    }
+
+    /// Another than `first`, if there is one.
+    fn draw_other(&self, first: usize) -> Option<usize> {
+        if self.usable.len() < 2 {
+            return None;
+        }
+        // Where one endpoint has nearly all the weight, drawing until it differs would take long.
+        (0..4).map(|_| self.draw()).find(|index| *index != first).or_else(|| {
+            let at = fastrand::usize(..self.usable.len());
+            let index = self.usable[at];
+            Some(if index == first { self.usable[(at + 1) % self.usable.len()] } else { index })
+        })
+    }
+}
+
+/// Smooth weighted round robin (as in nginx), worked out in advance for one whole period.
+#[derive(Debug, Default)]
+struct Turn {
+    sequence: Box<[u32]>,
+    next: AtomicUsize,
+}
+
+impl Turn {
+    /// A period longer than this is shortened by scaling the weights, each of which stays at least 1.
+    const MAX_PERIOD: u64 = 8192;
+
+    fn new(weights: &[u32]) -> Self {
+        let divisor = weights.iter().filter(|w| **w > 0).fold(0, |a, b| gcd(a, *b)).max(1);
+        let mut weights: Vec<u64> = weights.iter().map(|w| u64::from(*w / divisor)).collect();
+        let period: u64 = weights.iter().sum();
+        if period > Self::MAX_PERIOD {
+            for weight in weights.iter_mut().filter(|w| **w > 0) {
+                *weight = (*weight * Self::MAX_PERIOD / period).max(1);
+            }
+        }
+        let period: u64 = weights.iter().sum();
+        let mut current = vec![0i64; weights.len()];
+        let sequence = (0..period)
+            .filter_map(|_| {
+                for (current, weight) in current.iter_mut().zip(&weights) {
+                    *current += i64::try_from(*weight).unwrap_or(i64::MAX);
+                }
+                // The first of equals, so that equal weights go round in order.
+                let best = (0..current.len()).filter(|i| weights[*i] > 0).rev().max_by_key(|i| current[*i])?;
+                current[best] -= i64::try_from(period).unwrap_or(i64::MAX);
+                u32::try_from(best).ok()
+            })
+            .collect();
+        // Many sidecars that start together must not all begin with the same endpoint.
+        Self { sequence, next: AtomicUsize::new(fastrand::usize(..)) }
+    }
+
+    fn next(&self) -> Option<usize> {
+        if self.sequence.is_empty() {
+            return None;
+        }
+        let turn = self.next.fetch_add(1, Relaxed) % self.sequence.len();
+        Some(self.sequence[turn] as usize)
+    }
+}
+
+fn gcd(a: u32, b: u32) -> u32 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+#[cfg(test)]
+#[path = "balance_tests.rs"]
+mod tests;

@@ -1,0 +1,191 @@
+//! One address of a service and what is known about it from its traffic.
+
+use crate::registry::Instance;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// An instance as the balancer sees it. While the registry says the same about it, it stays the same `Arc`.
+#[derive(Debug)]
+pub struct Endpoint {
+    pub instance: Instance,
+    pub live: Arc<Live>,
+}
+
+/// The numbers of one address. They outlive a change of weight or labels, and are shared by all workers.
+#[derive(Debug)]
+pub struct Live {
+    /// Names this address (with its protocol and TLS) within the process, for pools.
+    pub key: u64,
+    in_flight: AtomicU32,
+    requests: AtomicU64,
+    failures: AtomicU64,
+    latency: PeakEwma,
+}
+
+impl Live {
+    /// `start`: the latency to assume until there is a sample.
+    pub fn new(start: Option<Duration>) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self {
+            key: NEXT.fetch_add(1, Relaxed),
+            in_flight: AtomicU32::new(0),
+            requests: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            latency: PeakEwma::new(start),
+        }
+    }
+
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Relaxed)
+    }
+
+    /// Requests that were sent here.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Relaxed)
+    }
+
+    /// Those of them that failed: no response, or a 5xx.
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Relaxed)
+    }
+
+    /// The latency estimate now; `None` before the first sample where there was nothing to start from.
+    pub fn latency(&self, now: Instant) -> Option<Duration> {
+        let nanos = self.latency.read(now);
+        (nanos > 0.0).then(|| Duration::from_nanos(nanos as u64))
+    }
+
+    /// Requests in flight with one more, relative to `share` (the endpoint's weight over the mean weight).
+    pub fn load(&self, share: f64) -> f64 {
+        f64::from(self.in_flight()) / share + 1.0
+    }
+
+    /// Expected time of one more request, in nanoseconds: latency × (requests in flight + 1), the latter as in [`Live::load`].
+    pub fn cost(&self, share: f64, now: Instant) -> f64 {
+        self.latency.read(now).max(LATENCY_NOISE) * self.load(share)
+    }
+
+    pub fn failed(&self) {
+        self.failures.fetch_add(1, Relaxed);
+    }
+
+    pub fn observe(&self, latency: Duration, now: Instant) {
+        self.latency.observe(latency, now);
+    }
+}
+
+/// Counts a request as in flight for as long as it lives.
+#[derive(Debug)]
+pub struct InFlight(Arc<Endpoint>);
+
+impl InFlight {
+    pub fn start(endpoint: Arc<Endpoint>) -> Self {
+        endpoint.live.in_flight.fetch_add(1, Relaxed);
+        endpoint.live.requests.fetch_add(1, Relaxed);
+        Self(endpoint)
+    }
+
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.0
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.live.in_flight.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Latencies below this are taken as equal: on one machine they differ by scheduling, not by the endpoint's state, and
+/// a choice made on them would send everything to whoever was lucky last.
+const LATENCY_NOISE: f64 = 1e6;
+/// Time constant of the decay. Same as Finagle's and Linkerd's default.
+const DECAY: f64 = 10e9;
+
+/// A latency estimate that jumps up with a higher sample and comes down over ten seconds. (Finagle's "peak EWMA".)
+///
+/// Two workers may write at one moment; one sample is lost then, which an estimate can bear and a lock would not.
+#[derive(Debug)]
+struct PeakEwma {
+    /// `f64` nanoseconds; 0 = nothing known.
+    value: AtomicU64,
+    /// Nanoseconds since [`origin`].
+    stamp: AtomicU64,
+}
+
+impl PeakEwma {
+    fn new(start: Option<Duration>) -> Self {
+        let value = start.map_or(0.0, |start| start.as_nanos() as f64);
+        Self { value: AtomicU64::new(value.to_bits()), stamp: AtomicU64::new(nanos(Instant::now())) }
+    }
+
+    fn observe(&self, latency: Duration, now: Instant) {
+        let (sample, decayed) = (latency.as_nanos() as f64, self.read(now));
+        let value = if sample >= decayed {
+            sample
+        } else {
+            let weight = (-self.age(now) / DECAY).exp();
+            sample.mul_add(1.0 - weight, f64::from_bits(self.value.load(Relaxed)) * weight)
+        };
+        self.value.store(value.to_bits(), Relaxed);
+        self.stamp.store(nanos(now), Relaxed);
+    }
+
+    /// Decays while nobody sends anything, so that an endpoint that was slow once gets a chance again.
+    fn read(&self, now: Instant) -> f64 {
+        f64::from_bits(self.value.load(Relaxed)) * (-self.age(now) / DECAY).exp()
+    }
+
+    fn age(&self, now: Instant) -> f64 {
+        nanos(now).saturating_sub(self.stamp.load(Relaxed)) as f64
+    }
+}
+
+/// Nanoseconds since the process's first use of the clock.
+fn nanos(now: Instant) -> u64 {
+    static ORIGIN: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    let origin = *ORIGIN.get_or_init(|| now);
+    u64::try_from(now.saturating_duration_since(origin).as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn latency_jumps_up_and_decays_over_ten_seconds() {
+        let live = Live::new(None);
+        assert_eq!(live.latency(Instant::now()), None);
+        live.observe(MS * 10, Instant::now());
+        live.observe(MS * 100, Instant::now());
+        assert_eq!(live.latency(Instant::now()), Some(MS * 100), "a peak is taken at once");
+        tokio::time::advance(Duration::from_secs(10)).await;
+        let after = live.latency(Instant::now()).unwrap();
+        assert!((MS * 36..MS * 38).contains(&after), "1/e of it after the time constant: {after:?}");
+        live.observe(MS * 10, Instant::now());
+        let after = live.latency(Instant::now()).unwrap();
+        assert!((MS * 42..MS * 45).contains(&after), "weighted by age: 100/e + 10 × (1 − 1/e): {after:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn cost_counts_what_is_in_flight() {
+        let endpoint = Arc::new(Endpoint {
+            instance: Instance::new("a", "10.0.0.1:80".parse().unwrap()),
+            live: Arc::new(Live::new(Some(MS * 5))),
+        });
+        let idle = endpoint.live.cost(1.0, Instant::now());
+        let one = InFlight::start(endpoint.clone());
+        let two = InFlight::start(endpoint.clone());
+        assert!((endpoint.live.cost(1.0, Instant::now()) / idle - 3.0).abs() < 1e-9);
+        drop((one, two));
+        assert_eq!((endpoint.live.in_flight(), endpoint.live.requests()), (0, 2));
+    }
+}

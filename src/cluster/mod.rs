@@ -1,0 +1,8 @@
+//! One set of endpoints with one balancer per service, and the table of all of them.
+
+pub mod balance;
+pub mod endpoint;
+pub mod table;
+
+pub use endpoint::{Endpoint, Live};
+pub use table::{Cluster, Snapshot, Table};

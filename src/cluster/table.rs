@@ -1,0 +1,292 @@
+//! All services that are followed, by name, and for each the set of endpoints that is in force.
+//!
+//! Readers take what is published without a lock; the one writer is `discovery`, on the control thread.
+
+use super::{
+    balance::Selector,
+    endpoint::{Endpoint, Live},
+};
+use crate::{
+    config::Service,
+    registry::{Address, Instance, Protocol},
+};
+use arc_swap::{ArcSwap, Guard};
+use rustls::ClientConfig;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+use tokio::{sync::watch, time::Instant};
+
+type Map = HashMap<Arc<str>, Arc<Cluster>, foldhash::fast::FixedState>;
+
+/// Every followed service.
+#[derive(Debug, Default)]
+pub struct Table {
+    clusters: ArcSwap<Map>,
+}
+
+impl Table {
+    pub fn get(&self, service: &str) -> Option<Arc<Cluster>> {
+        self.clusters.load().get(service).cloned()
+    }
+
+    pub fn all(&self) -> Vec<Arc<Cluster>> {
+        let mut all: Vec<_> = self.clusters.load().values().cloned().collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+
+    pub fn len(&self) -> usize {
+        self.clusters.load().len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn insert(&self, cluster: Arc<Cluster>) {
+        self.clusters.rcu(|old| {
+            let mut new = Map::clone(old);
+            new.insert(cluster.name.clone(), cluster.clone());
+            new
+        });
+    }
+
+    pub fn remove(&self, service: &str) {
+        self.clusters.rcu(|old| {
+            let mut new = Map::clone(old);
+            new.remove(service);
+            new
+        });
+    }
+}
+
+/// One service: its settings and endpoints, replaced as a whole whenever either changes.
+#[derive(Debug)]
+pub struct Cluster {
+    pub name: Arc<str>,
+    snapshot: ArcSwap<Snapshot>,
+    /// Wakes requests that wait for the first answer.
+    published: watch::Sender<u64>,
+    swaps: AtomicU64,
+    /// Set by each request, taken by discovery now and then, to know which services are idle.
+    used: AtomicBool,
+}
+
+/// How requests for a service are carried, worked out once per change of the config.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub service: Service,
+    /// TLS towards upstreams that ask for it in the registry, or all of them with `service.tls`.
+    pub tls: Option<Arc<UpstreamTls>>,
+}
+
+/// TLS settings towards one service's upstreams, per protocol that is offered.
+#[derive(Debug)]
+pub struct UpstreamTls {
+    pub http1: Arc<ClientConfig>,
+    pub http2: Arc<ClientConfig>,
+    pub either: Arc<ClientConfig>,
+    /// The name that certificates must have; the address's own host by default.
+    pub server_name: Option<String>,
+}
+
+/// What is in force at one moment.
+#[derive(Debug)]
+pub struct Snapshot {
+    pub settings: Arc<Settings>,
+    pub endpoints: Box<[Arc<Endpoint>]>,
+    selector: Selector,
+    pub state: State,
+}
+
+/// What the sources have said about the service's existence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// No source has answered yet.
+    Pending,
+    /// Every source that answered knows nothing of it, and the config does not name it.
+    Unknown,
+    /// It exists, even if it has no endpoint now.
+    Known,
+}
+
+impl Cluster {
+    pub fn new(name: &str, settings: Arc<Settings>) -> Self {
+        let snapshot = Snapshot::new(settings, Box::new([]), State::Pending);
+        Self {
+            name: name.into(),
+            snapshot: ArcSwap::from_pointee(snapshot),
+            published: watch::Sender::new(0),
+            swaps: AtomicU64::new(0),
+            used: AtomicBool::new(true),
+        }
+    }
+
+    /// What is in force now.
+    pub fn load(&self) -> Guard<Arc<Snapshot>> {
+        self.snapshot.load()
+    }
+
+    /// Waits until a source has answered, or for `timeout`.
+    pub async fn first_answer(&self, timeout: Duration) -> Guard<Arc<Snapshot>> {
+        let mut published = self.published.subscribe();
+        let answered = async {
+            while self.load().state == State::Pending {
+                // The sender lives in `self`, so this cannot fail.
+                let _ = published.changed().await;
+            }
+        };
+        let _ = tokio::time::timeout(timeout, answered).await;
+        self.load()
+    }
+
+    /// Puts new instances in force. Endpoints that did not change stay the same; those whose weight or labels changed
+    /// keep their numbers. Returns whether anything changed.
+    pub fn publish(&self, settings: &Arc<Settings>, instances: &[Instance], state: State) -> bool {
+        let old = self.snapshot.load_full();
+        let same_settings = Arc::ptr_eq(&old.settings, settings);
+        let same_instances = old.endpoints.iter().map(|e| &e.instance).eq(instances);
+        if same_settings && same_instances && old.state == state {
+            return false;
+        }
+        // Connections made under other TLS or protocol settings must not be used any more.
+        let same_peers = same_settings
+            || (old.settings.service.tls == settings.service.tls
+                && old.settings.service.protocol == settings.service.protocol);
+        let endpoints = if same_peers { carry_over(&old.endpoints, instances) } else { carry_over(&[], instances) };
+        self.snapshot.store(Arc::new(Snapshot::new(settings.clone(), endpoints, state)));
+        self.swaps.fetch_add(1, Relaxed);
+        self.published.send_modify(|count| *count += 1);
+        true
+    }
+
+    /// How often what is in force was replaced.
+    pub fn swaps(&self) -> u64 {
+        self.swaps.load(Relaxed)
+    }
+
+    pub fn mark_used(&self) {
+        // A plain store would make the cache line travel between workers for each request.
+        if !self.used.load(Relaxed) {
+            self.used.store(true, Relaxed);
+        }
+    }
+
+    /// Whether a request came since the last call.
+    pub fn take_used(&self) -> bool {
+        self.used.swap(false, Relaxed)
+    }
+}
+
+impl Snapshot {
+    fn new(settings: Arc<Settings>, endpoints: Box<[Arc<Endpoint>]>, state: State) -> Self {
+        let selector = Selector::new(settings.service.balance.policy, &endpoints);
+        Self { settings, endpoints, selector, state }
+    }
+
+    /// The endpoint for the next request; another than those in `tried` while there is one.
+    pub fn pick(&self, tried: &[Arc<Endpoint>], now: Instant) -> Option<&Arc<Endpoint>> {
+        self.selector.pick(&self.endpoints, tried, now).map(|index| &self.endpoints[index])
+    }
+
+    /// The number of endpoints that can be picked.
+    pub fn usable(&self) -> usize {
+        self.selector.usable()
+    }
+}
+
+/// What makes two descriptions the same peer. Ids are not part of it: some frameworks make a new one at each start.
+type Peer<'a> = (&'a Address, Option<Protocol>, Option<bool>);
+
+fn peer(instance: &Instance) -> Peer<'_> {
+    (&instance.address, instance.protocol, instance.tls)
+}
+
+fn carry_over(old: &[Arc<Endpoint>], instances: &[Instance]) -> Box<[Arc<Endpoint>]> {
+    let now = Instant::now();
+    let by_peer: HashMap<Peer<'_>, &Arc<Endpoint>, foldhash::fast::FixedState> =
+        old.iter().map(|endpoint| (peer(&endpoint.instance), endpoint)).collect();
+    // A new endpoint starts at the median: at 0 it would take all requests at once, at a high value none.
+    let mut latencies: Vec<Duration> = old.iter().filter_map(|e| e.live.latency(now)).collect();
+    latencies.sort_unstable();
+    let median = latencies.get(latencies.len() / 2).copied();
+    let mut fresh: HashMap<Peer<'_>, Arc<Live>, foldhash::fast::FixedState> = HashMap::default();
+    instances
+        .iter()
+        .map(|instance| match by_peer.get(&peer(instance)) {
+            Some(endpoint) if endpoint.instance == *instance => Arc::clone(endpoint),
+            Some(endpoint) => Arc::new(Endpoint { instance: instance.clone(), live: endpoint.live.clone() }),
+            None => {
+                let live = fresh.entry(peer(instance)).or_insert_with(|| Arc::new(Live::new(median))).clone();
+                Arc::new(Endpoint { instance: instance.clone(), live })
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Arc<Settings> {
+        Arc::new(Settings { service: Service::default(), tls: None })
+    }
+
+    fn instance(id: &str, port: u16, weight: u32) -> Instance {
+        Instance { weight, ..Instance::new(id, Address::new("10.0.0.1", port).unwrap()) }
+    }
+
+    #[tokio::test]
+    async fn unchanged_endpoints_stay_and_changed_ones_keep_their_numbers() {
+        let (cluster, settings) = (Cluster::new("s", settings()), settings());
+        assert!(cluster.publish(&settings, &[instance("a", 1, 1), instance("b", 2, 1)], State::Known));
+        let before = cluster.load().endpoints.clone();
+        before[1].live.observe(Duration::from_millis(7), Instant::now());
+        let next = [instance("a", 1, 1), instance("b2", 2, 5), instance("c", 3, 1)];
+        assert!(cluster.publish(&settings, &next, State::Known));
+        let after = cluster.load().endpoints.clone();
+        assert!(Arc::ptr_eq(&before[0], &after[0]));
+        assert!(!Arc::ptr_eq(&before[1], &after[1]) && Arc::ptr_eq(&before[1].live, &after[1].live));
+        assert!(after[2].live.latency(Instant::now()).is_some(), "a new endpoint starts at the median");
+        assert!(!cluster.publish(&settings, &next, State::Known), "no change publishes nothing");
+        assert_eq!(cluster.swaps(), 2);
+    }
+
+    #[tokio::test]
+    async fn two_instances_at_one_address_share_its_numbers() {
+        let cluster = Cluster::new("s", settings());
+        cluster.publish(&settings(), &[instance("a", 1, 1), instance("b", 1, 1)], State::Known);
+        let endpoints = cluster.load().endpoints.clone();
+        assert!(Arc::ptr_eq(&endpoints[0].live, &endpoints[1].live));
+    }
+
+    #[tokio::test]
+    async fn other_tls_settings_make_new_peers() {
+        let (cluster, plain) = (Cluster::new("s", settings()), settings());
+        cluster.publish(&plain, &[instance("a", 1, 1)], State::Known);
+        let before = cluster.load().endpoints[0].live.key;
+        let service = Service { tls: Some(crate::config::Tls::default()), ..Service::default() };
+        cluster.publish(&Arc::new(Settings { service, tls: None }), &[instance("a", 1, 1)], State::Known);
+        assert_ne!(cluster.load().endpoints[0].live.key, before);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_answer_wakes_those_who_wait() {
+        let cluster = Arc::new(Cluster::new("s", settings()));
+        let waiting = tokio::spawn({
+            let cluster = cluster.clone();
+            async move { cluster.first_answer(Duration::from_secs(2)).await.state }
+        });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        cluster.publish(&settings(), &[], State::Unknown);
+        assert_eq!(waiting.await.unwrap(), State::Unknown);
+        let never = Cluster::new("t", settings());
+        assert_eq!(never.first_answer(Duration::from_secs(2)).await.state, State::Pending);
+    }
+}
