@@ -5,3 +5,4 @@
 pub mod backoff;
 pub mod config;
 pub mod registry;
+pub mod telemetry;

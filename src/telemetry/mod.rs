@@ -1,0 +1,3 @@
+//! What pillion tells about itself: metrics, its own log, and the log of requests.
+
+pub mod metrics;
