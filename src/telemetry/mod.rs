@@ -1,3 +1,4 @@
 //! What pillion tells about itself: metrics, its own log, and the log of requests.
 
+pub mod log;
 pub mod metrics;
