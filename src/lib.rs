@@ -8,3 +8,4 @@ pub mod config;
 pub mod error;
 pub mod net;
 pub mod registry;
+pub mod telemetry;
