@@ -102,7 +102,7 @@ fn listen(root: &mut Node, text: String, place: Place, faults: &mut Faults) {
 fn registries(root: &mut Node, urls: &[String], place: Place, faults: &mut Faults) {
     let path = Path::default().key("registries");
     let mut all = Node::map(place);
-    for url in urls {
+    for (index, url) in urls.iter().enumerate() {
         match registry_url::parse(url, place) {
             Ok((kind, node)) => {
                 let name = (1..)
@@ -112,7 +112,10 @@ fn registries(root: &mut Node, urls: &[String], place: Place, faults: &mut Fault
             }
             Err(message) => {
                 faults.add(place, path.clone(), message);
-                all.fate = Fate::Pruned;
+                // Known to be wrong; the others are still read and checked.
+                let mut wrong = Node::map(place);
+                wrong.fate = Fate::Pruned;
+                all.set(&format!("wrong-{index}"), wrong);
             }
         }
     }

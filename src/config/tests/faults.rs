@@ -121,16 +121,11 @@ fn kinds_of_registries() {
                 .into(),
         ),
         ("{ kind: file }", "1:20: registries.a: `path` is missing".into()),
-        (
-            "{ kind: file, pth: x }",
-            "1:34: registries.a.pth: unknown key; did you mean `path`? known here: `path`".into(),
-        ),
     ] {
         // What follows from the first error is not told as another.
         let text = format!("registries: {{ a:   {text} }}\ndiscovery: {{ sources: [a] }}");
         let found = errors_of(&text);
-        assert_eq!(found[0], expected, "{text}");
-        assert!(found[1..].iter().all(|line| line.contains("`path` is missing")), "{found:?}");
+        assert_eq!(found, [expected], "{text}");
     }
 }
 
@@ -175,7 +170,7 @@ fn what_is_not_yaml_or_not_one_document() {
     let bomb = "a: &a [x,x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\n\
                 d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d,*d]\n";
     assert_eq!(errors_of(bomb), ["5:29: the aliases make the document too large"]);
-    let deep = "[".repeat(1000);
+    let deep = "[".repeat(100);
     assert_eq!(errors_of(&deep), ["1:65: more than 64 maps and lists in one another"]);
     let missing = super::load(super::Source::file("/nonexistent/pillion.yaml"), &|_| None).unwrap_err().to_string();
     assert!(missing.starts_with("/nonexistent/pillion.yaml: cannot be read: "), "{missing}");
