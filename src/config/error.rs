@@ -78,7 +78,7 @@ impl Faults {
         let known = self.0.iter().any(|f| {
             f.message == fault.message && f.place == fault.place && (place != Place::Whole || f.path == fault.path)
         });
-        if !known {
+        if !known && !self.is_full() {
             self.0.push(fault);
         }
     }

@@ -34,15 +34,15 @@ pub(super) fn apply(root: &mut Node, overrides: &Overrides, env: &Env<'_>, fault
     if let Some((text, place)) = pick(&overrides.workers, "--workers", "PILLION_WORKERS") {
         root.set("workers", Node::scalar(text, place));
     }
-    if let Some((text, place)) = pick(&overrides.admin, "--admin", "PILLION_ADMIN") {
-        if let Some(admin) = below(root, "admin", place) {
-            admin.set("listen", text_node(text, place));
-        }
+    if let Some((text, place)) = pick(&overrides.admin, "--admin", "PILLION_ADMIN")
+        && let Some(admin) = below(root, "admin", place)
+    {
+        admin.set("listen", text_node(text, place));
     }
-    if let Some((text, place)) = pick(&overrides.log_level, "--log-level", "PILLION_LOG") {
-        if let Some(log) = below(root, "log", place) {
-            log.set("level", text_node(text, place));
-        }
+    if let Some((text, place)) = pick(&overrides.log_level, "--log-level", "PILLION_LOG")
+        && let Some(log) = below(root, "log", place)
+    {
+        log.set("level", text_node(text, place));
     }
     if let Some((text, place)) = pick(&overrides.listen, "--listen", "PILLION_LISTEN") {
         listen(root, text, place, faults);

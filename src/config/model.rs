@@ -101,6 +101,7 @@ pub struct EmbeddedRegistry {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FileRegistry {
+    /// Relative paths are relative to the config file's folder, here and everywhere in it.
     pub path: PathBuf,
 }
 
@@ -424,7 +425,7 @@ impl Serialize for Secret {
 
 impl Serialize for Registry {
     fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        // Deserialized by hand-over of `kind` (see `config::tree`), so that errors keep their positions; written alike.
+        // Deserialized by hand-over of `kind` (see `config::de`), so that errors keep their positions; written alike.
         #[derive(Serialize)]
         struct Tagged<'a, T> {
             kind: &'static str,

@@ -3,6 +3,7 @@
 use super::{
     AccessLog, Config, ConsulRegistry, Discovery, EtcdRegistry, Listener, Log, Pool, Registry, Service, Timeouts, Tls,
     error::{Faults, Path, Place, Step, did_you_mean, one_of, shorten},
+    human,
     tree::{Fate, Node},
 };
 use std::{collections::HashSet, net::SocketAddr, time::Duration};
@@ -192,7 +193,7 @@ impl<'t> Check<'_, 't> {
             Some((_, port)) if !port.ends_with(']') => port.parse().is_ok_and(|port: u16| port > 0),
             _ => true,
         });
-        if secure.is_none() || !authority.is_some_and(|authority| !authority.host().is_empty()) || !bare || !port {
+        if secure.is_none() || authority.is_none_or(|authority| authority.host().is_empty()) || !bare || !port {
             self.fail(spot, format!("found `{}`; {expected}", shorten(url)));
             return None;
         }
@@ -405,7 +406,7 @@ impl<'t> Check<'_, 't> {
 
     fn at_least(&mut self, spot: &Spot<'t>, duration: Duration, least: Duration) {
         if duration < least {
-            let (found, least) = (humantime::format_duration(duration), humantime::format_duration(least));
+            let (found, least) = (human::format(duration), human::format(least));
             self.fail(spot, format!("found `{found}`; expected at least `{least}`"));
         }
         self.at_most(spot, duration);
@@ -413,7 +414,7 @@ impl<'t> Check<'_, 't> {
 
     fn at_most(&mut self, spot: &Spot<'t>, duration: Duration) {
         if duration > LONGEST {
-            self.fail(spot, format!("found `{}`; expected at most a year", humantime::format_duration(duration)));
+            self.fail(spot, format!("found `{}`; expected at most a year", human::format(duration)));
         }
     }
 }

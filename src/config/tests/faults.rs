@@ -187,10 +187,7 @@ fn ranges() {
             "services: { a: { pool: { max_idle: 99999999 } } }",
             &["2:36: services.a.pool.max_idle: found `99999999`; expected a number from 0 to 65536"],
         ),
-        (
-            "discovery: { idle: 1000000d }",
-            &["2:20: discovery.idle: found `2737years 10months 6days 8h 24m`; expected at most a year"],
-        ),
+        ("discovery: { idle: 1000000d }", &["2:20: discovery.idle: found `1000000d`; expected at most a year"]),
         (
             "listeners: [{ name: a, listen: 127.0.0.1:1, limits: { head_bytes: 100, h2_streams: 0 } }]",
             &[
