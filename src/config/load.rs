@@ -129,8 +129,3 @@ impl Config {
         self
     }
 }
-
-/// The JSON Schema of the config file, for editors.
-pub fn schema() -> serde_json::Value {
-    schemars::schema_for!(Config).to_value()
-}

@@ -13,16 +13,19 @@ mod model;
 mod print;
 mod read;
 pub mod registry_url;
+mod schema;
 #[cfg(test)]
 mod tests;
 pub mod tree;
 mod validate;
+mod workers;
 
 pub use duration::human;
 pub use env::Env;
 pub use error::{Errors, Fault, Faults, Path, Place, Step};
 pub use layers::Overrides;
-pub use load::{Input, Loaded, Source, load, schema};
+pub use load::{Input, Loaded, Source, load};
 pub use model::*;
 pub use print::print;
 pub use read::read;
+pub use schema::schema;

@@ -26,7 +26,7 @@ pub struct Config {
     pub discovery: Discovery,
     /// Where pillion takes traffic. Without any: one named `egress` on 127.0.0.1:4140.
     pub listeners: Vec<Listener>,
-    /// Settings for every service that `services` does not name.
+    /// Settings for every service; what `services` sets for one goes before them.
     pub defaults: Service,
     /// Settings by service name. A service named here is followed from the start; others on their first request.
     pub services: IndexMap<String, Service>,
@@ -467,38 +467,6 @@ impl Layout {
 
 const fn localhost(port: u16) -> SocketAddr {
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), port)
-}
-
-impl<'de> Deserialize<'de> for Workers {
-    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        // By hand, because an untagged derive says only that nothing fitted.
-        struct Visitor;
-
-        impl serde::de::Visitor<'_> for Visitor {
-            type Value = Workers;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a number from 1 to 256 or `auto`")
-            }
-
-            fn visit_u64<E: serde::de::Error>(self, count: u64) -> Result<Workers, E> {
-                match u16::try_from(count) {
-                    Ok(count @ 1..=256) => Ok(Workers::Count(count)),
-                    _ => Err(E::invalid_value(serde::de::Unexpected::Unsigned(count), &self)),
-                }
-            }
-
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Workers, E> {
-                match text.parse() {
-                    _ if text == "auto" => Ok(Workers::Auto(Auto::Auto)),
-                    Ok(count @ 1..=256) => Ok(Workers::Count(count)),
-                    _ => Err(E::invalid_value(serde::de::Unexpected::Str(text), &self)),
-                }
-            }
-        }
-
-        from.deserialize_any(Visitor)
-    }
 }
 
 impl Workers {

@@ -106,13 +106,19 @@ fn the_schema_is_as_strict_as_the_loader() {
     assert_eq!(kinds.iter().map(kind).collect::<Vec<_>>(), ["embedded", "file", "consul", "etcd"]);
     let mut objects = 0;
     walk(&schema, &mut |node| {
-        if node.get("properties").is_some() {
+        if node.get("properties").is_some_and(|keys| keys.is_object()) && node.get("type").is_some() {
             assert_eq!(node["additionalProperties"], false, "{node:#}");
             assert!(node.get("$ref").is_none(), "a `$ref` beside properties would refuse `kind`: {node:#}");
             objects += 1;
         }
     });
     assert!(objects > 15, "{objects}");
+    // `user-service:` with nothing after it, `workers: ${N}` and `policy: ${POLICY}` load, so editors must not mark them.
+    assert_eq!(schema["$defs"]["Service"]["type"], serde_json::json!(["object", "null"]));
+    for value in [&schema["$defs"]["Workers"]["anyOf"][0], &schema["$defs"]["Policy"]["oneOf"][5]] {
+        assert_eq!(value["pattern"], r"\$\{", "{value:#}");
+    }
+    assert_eq!(schema["type"], "object");
 }
 
 pub(super) fn walk(schema: &Value, see: &mut impl FnMut(&Value)) {
