@@ -26,7 +26,7 @@ pub struct Config {
     pub discovery: Discovery,
     /// Where pillion takes traffic. Without any: one named `egress` on 127.0.0.1:4140.
     pub listeners: Vec<Listener>,
-    /// Settings for every service that `services` does not name.
+    /// Settings for every service; what `services` sets for one goes before them.
     pub defaults: Service,
     /// Settings by service name. A service named here is followed from the start; others on their first request.
     pub services: IndexMap<String, Service>,
@@ -50,7 +50,7 @@ pub struct Node {
 }
 
 /// How many worker threads: a number from 1 to 256, or `auto`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Workers {
     Count(#[schemars(range(min = 1, max = 256))] u16),
@@ -101,6 +101,7 @@ pub struct EmbeddedRegistry {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FileRegistry {
+    /// Relative paths are relative to the config file's folder, here and everywhere in it.
     pub path: PathBuf,
 }
 
@@ -424,7 +425,7 @@ impl Serialize for Secret {
 
 impl Serialize for Registry {
     fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        // Deserialized by hand-over of `kind` (see `config::tree`), so that errors keep their positions; written alike.
+        // Deserialized by hand-over of `kind` (see `config::de`), so that errors keep their positions; written alike.
         #[derive(Serialize)]
         struct Tagged<'a, T> {
             kind: &'static str,
