@@ -1,7 +1,28 @@
-//! The configuration: its types and defaults ([`Config`]).
+//! The configuration: its types and defaults ([`Config`]), and how it is loaded ([`load`]).
+//!
+//! file → [`tree`] → `${VAR}` → flags and environment over it, `defaults` under each service → types → checks. Positions
+//! are kept all the way, and whatever is wrong is reported at once.
 
+mod de;
 mod duration;
+mod env;
+mod error;
+mod layers;
+mod load;
 mod model;
+mod print;
+mod read;
+pub mod registry_url;
+#[cfg(test)]
+mod tests;
+pub mod tree;
+mod validate;
 
 pub use duration::human;
+pub use env::Env;
+pub use error::{Errors, Fault, Faults, Path, Place, Step};
+pub use layers::Overrides;
+pub use load::{Input, Loaded, Source, load, schema};
 pub use model::*;
+pub use print::print;
+pub use read::read;

@@ -50,7 +50,7 @@ pub struct Node {
 }
 
 /// How many worker threads: a number from 1 to 256, or `auto`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Workers {
     Count(#[schemars(range(min = 1, max = 256))] u16),
@@ -101,6 +101,7 @@ pub struct EmbeddedRegistry {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FileRegistry {
+    /// Relative paths are relative to the config file's folder, here and everywhere in it.
     pub path: PathBuf,
 }
 
@@ -424,7 +425,7 @@ impl Serialize for Secret {
 
 impl Serialize for Registry {
     fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        // Deserialized by hand-over of `kind` (see `config::tree`), so that errors keep their positions; written alike.
+        // Deserialized by hand-over of `kind` (see `config::de`), so that errors keep their positions; written alike.
         #[derive(Serialize)]
         struct Tagged<'a, T> {
             kind: &'static str,
@@ -466,6 +467,38 @@ impl Layout {
 
 const fn localhost(port: u16) -> SocketAddr {
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+}
+
+impl<'de> Deserialize<'de> for Workers {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        // By hand, because an untagged derive says only that nothing fitted.
+        struct Visitor;
+
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = Workers;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a number from 1 to 256 or `auto`")
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, count: u64) -> Result<Workers, E> {
+                match u16::try_from(count) {
+                    Ok(count @ 1..=256) => Ok(Workers::Count(count)),
+                    _ => Err(E::invalid_value(serde::de::Unexpected::Unsigned(count), &self)),
+                }
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Workers, E> {
+                match text.parse() {
+                    _ if text == "auto" => Ok(Workers::Auto(Auto::Auto)),
+                    Ok(count @ 1..=256) => Ok(Workers::Count(count)),
+                    _ => Err(E::invalid_value(serde::de::Unexpected::Str(text), &self)),
+                }
+            }
+        }
+
+        from.deserialize_any(Visitor)
+    }
 }
 
 impl Workers {

@@ -1,0 +1,165 @@
+//! What lies over and under the file: flags and environment variables over it, `defaults` under each service.
+
+use super::{
+    env::Env,
+    error::{Faults, Path, Place, one_of},
+    registry_url,
+    tree::{Fate, Node, Scalar, Value},
+};
+
+/// Settings from the command line. Each has an environment variable too; a flag goes before the variable, both go before
+/// the file. Empty variables count as not set.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Overrides {
+    /// `--registry URL`, repeatable; `PILLION_REGISTRY` takes several with spaces between. They take the place of all of
+    /// the file's registries, and of every `sources` with it. See [`registry_url`](super::registry_url) for the forms.
+    pub registry: Vec<String>,
+    /// `--listen ADDR`, `PILLION_LISTEN`: where the listener `egress` listens, or the only one there is.
+    pub listen: Option<String>,
+    /// `--admin ADDR`, `PILLION_ADMIN`.
+    pub admin: Option<String>,
+    /// `--workers N|auto`, `PILLION_WORKERS`.
+    pub workers: Option<String>,
+    /// `--log-level LEVEL`, `PILLION_LOG`.
+    pub log_level: Option<String>,
+}
+
+/// Lays flags and variables over the file's tree. A root that is no map is left for the reader to refuse.
+pub(super) fn apply(root: &mut Node, overrides: &Overrides, env: &Env<'_>, faults: &mut Faults) {
+    let var = |name| env(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
+    let pick = |given: &Option<String>, flag, variable| match given {
+        Some(value) => Some((value.clone(), Place::Setting(flag))),
+        None => var(variable).map(|value| (value, Place::Setting(variable))),
+    };
+    if let Some((text, place)) = pick(&overrides.workers, "--workers", "PILLION_WORKERS") {
+        root.set("workers", Node::scalar(text, place));
+    }
+    if let Some((text, place)) = pick(&overrides.admin, "--admin", "PILLION_ADMIN")
+        && let Some(admin) = below(root, "admin", place)
+    {
+        admin.set("listen", text_node(text, place));
+    }
+    if let Some((text, place)) = pick(&overrides.log_level, "--log-level", "PILLION_LOG")
+        && let Some(log) = below(root, "log", place)
+    {
+        log.set("level", text_node(text, place));
+    }
+    if let Some((text, place)) = pick(&overrides.listen, "--listen", "PILLION_LISTEN") {
+        listen(root, text, place, faults);
+    }
+    if !overrides.registry.is_empty() {
+        registries(root, &overrides.registry, Place::Setting("--registry"), faults);
+    } else if let Some(urls) = var("PILLION_REGISTRY") {
+        let urls: Vec<_> = urls.split_whitespace().map(ToOwned::to_owned).collect();
+        registries(root, &urls, Place::Setting("PILLION_REGISTRY"), faults);
+    }
+}
+
+fn text_node(text: String, place: Place) -> Node {
+    Node::new(Value::Scalar(Scalar { text, plain: false, expanded: false }), place)
+}
+
+/// What is under `key`, a new map if there is nothing. `None` if `root` is no map.
+fn below<'n>(root: &'n mut Node, key: &str, place: Place) -> Option<&'n mut Node> {
+    if root.get(key).is_none() {
+        root.set(key, Node::map(place));
+    }
+    root.get_mut(key)
+}
+
+fn listen(root: &mut Node, text: String, place: Place, faults: &mut Faults) {
+    if root.get("listeners").is_none_or(Node::is_null) {
+        root.set("listeners", Node::new(Value::List(Vec::new()), place));
+    }
+    let Some(Value::List(list)) = root.get_mut("listeners").map(|listeners| &mut listeners.value) else { return };
+    let named = |node: &Node| match node.get("name").map(|name| &name.value) {
+        Some(Value::Scalar(name)) => name.text.clone(),
+        _ => String::new(),
+    };
+    let index = match list.iter().position(|listener| named(listener) == "egress") {
+        Some(index) => index,
+        None if list.len() == 1 => 0,
+        None if list.is_empty() => {
+            let mut egress = Node::map(place);
+            egress.set("name", Node::scalar("egress", place));
+            list.push(egress);
+            0
+        }
+        None => {
+            let names: Vec<_> = list.iter().map(named).collect();
+            let names = one_of(names.iter().map(String::as_str));
+            faults.add(
+                place,
+                Path::default().key("listeners"),
+                format!("which listener is meant? None is named `egress`; the file has {names}"),
+            );
+            return;
+        }
+    };
+    list[index].set("listen", text_node(text, place));
+}
+
+fn registries(root: &mut Node, urls: &[String], place: Place, faults: &mut Faults) {
+    let path = Path::default().key("registries");
+    let mut all = Node::map(place);
+    for (index, url) in urls.iter().enumerate() {
+        match registry_url::parse(url, place) {
+            Ok((kind, node)) => {
+                let name = (1..)
+                    .map(|n| if n == 1 { kind.to_owned() } else { format!("{kind}-{n}") })
+                    .find(|name| all.get(name).is_none());
+                all.set(name.as_deref().unwrap_or(kind), node);
+            }
+            Err(message) => {
+                faults.add(place, path.clone(), message);
+                // Known to be wrong; the others are still read and checked.
+                let mut wrong = Node::map(place);
+                wrong.fate = Fate::Pruned;
+                all.set(&format!("wrong-{index}"), wrong);
+            }
+        }
+    }
+    root.set("registries", all);
+    // They name the registries that were just replaced.
+    for key in ["discovery", "defaults"] {
+        if let Some(node) = root.get_mut(key) {
+            node.remove("sources");
+        }
+    }
+    if let Some(Value::Map(services)) = root.get_mut("services").map(|services| &mut services.value) {
+        for service in services {
+            service.node.remove("sources");
+        }
+    }
+}
+
+/// Puts `defaults` under each service: what a service does not set, it takes from there, map by map; lists and single
+/// values are taken or replaced whole. In a service, `key:` with nothing after it sets nothing, and `key: null` sets the
+/// key back to pillion's own default.
+pub(super) fn merge_defaults(root: &mut Node) {
+    let Some(defaults) = root.get("defaults").cloned() else { return };
+    if let Some(Value::Map(services)) = root.get_mut("services").map(|services| &mut services.value) {
+        for service in services {
+            merge_under(&mut service.node, &defaults);
+        }
+    }
+}
+
+fn merge_under(node: &mut Node, base: &Node) {
+    if node.fate != Fate::Live || base.fate != Fate::Live {
+        return;
+    }
+    if node.is_blank() {
+        if !base.is_null() {
+            node.value = base.value.clone();
+        }
+        return;
+    }
+    let (Value::Map(entries), Value::Map(under)) = (&mut node.value, &base.value) else { return };
+    for below in under.iter().filter(|below| below.node.fate == Fate::Live) {
+        match entries.iter_mut().find(|entry| entry.key == below.key) {
+            Some(entry) => merge_under(&mut entry.node, &below.node),
+            None => entries.push(below.clone()),
+        }
+    }
+}

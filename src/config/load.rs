@@ -1,0 +1,136 @@
+//! From a file, flags and the environment to a checked [`Config`].
+
+use super::{
+    Config, Listener, Registry, Service,
+    env::{self, Env},
+    error::{Errors, Faults, Path, Place},
+    layers::{self, Overrides},
+    read::from_tree,
+    tree::{self, Fate, Node},
+    validate,
+};
+use std::path::PathBuf;
+
+/// Where a config comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Source {
+    pub input: Input,
+    pub overrides: Overrides,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Input {
+    /// No file: flags and environment only.
+    #[default]
+    None,
+    File(PathBuf),
+    /// A text, and the name that errors give it.
+    Text {
+        name: String,
+        text: Vec<u8>,
+    },
+}
+
+/// A config that passed all checks.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// With all defaults filled in.
+    pub config: Config,
+    /// What it was read from, with positions.
+    pub tree: Node,
+}
+
+impl Source {
+    pub fn file(path: impl Into<PathBuf>) -> Self {
+        Self { input: Input::File(path.into()), overrides: Overrides::default() }
+    }
+
+    pub fn text(name: &str, text: impl Into<Vec<u8>>) -> Self {
+        Self { input: Input::Text { name: name.into(), text: text.into() }, overrides: Overrides::default() }
+    }
+
+    pub fn with(mut self, overrides: Overrides) -> Self {
+        self.overrides = overrides;
+        self
+    }
+}
+
+/// Reads, layers and checks. All that is wrong is reported at once, except that nothing more can be said about a file
+/// that is not YAML.
+pub fn load(source: Source, env: &Env<'_>) -> Result<Loaded, Errors> {
+    let mut faults = Faults::default();
+    let (name, base, bytes) = match source.input {
+        Input::None => (None, None, Some(Vec::new())),
+        Input::Text { name, text } => (Some(name), None, Some(text)),
+        Input::File(path) => {
+            let bytes = std::fs::read(&path).map_err(|error| {
+                faults.add(Place::Whole, Path::default(), format!("cannot be read: {error}"));
+            });
+            let base = std::path::absolute(&path).ok().and_then(|path| path.parent().map(ToOwned::to_owned));
+            (Some(path.display().to_string()), base, bytes.ok())
+        }
+    };
+    let loaded = bytes.and_then(|bytes| tree::parse(&bytes, &mut faults)).and_then(|mut root| {
+        if name.is_none() {
+            root.place = Place::Whole;
+        }
+        layers::apply(&mut root, &source.overrides, env, &mut faults);
+        env::expand(&mut root, env, &mut faults);
+        // Read by themselves first, so that what is wrong there is reported there and inherited by no service.
+        if let Some(defaults) = root.get_mut("defaults")
+            && from_tree::<Service>(defaults, &Path::default().key("defaults"), &mut faults).is_none()
+        {
+            defaults.fate = Fate::Pruned;
+        }
+        layers::merge_defaults(&mut root);
+        let mut config: Config = from_tree(&mut root, &Path::default(), &mut faults)?;
+        if let Some(base) = base {
+            resolve_paths(&mut config, &root, &base);
+        }
+        // Listeners that were left out because of errors are not none.
+        if root.get("listeners").is_none_or(|listeners| listeners.elements().is_empty()) {
+            config = config.effective();
+        }
+        validate::check(&config, &root, &mut faults);
+        Some(Loaded { config, tree: root })
+    });
+    faults.or(name.as_deref(), loaded)
+}
+
+/// Relative paths in a file are relative to its folder, wherever pillion was started; those in flags and variables are
+/// relative to where it was started.
+fn resolve_paths(config: &mut Config, root: &Node, base: &std::path::Path) {
+    let registries_given = root.get("registries").is_some_and(|node| matches!(node.place, Place::Setting(_)));
+    let mut paths: Vec<&mut PathBuf> = config.access_log.path.iter_mut().collect();
+    let tls = config.services.values_mut().chain([&mut config.defaults]).filter_map(|service| service.tls.as_mut());
+    let mut tls: Vec<_> = tls.collect();
+    if !registries_given {
+        for registry in config.registries.values_mut() {
+            match registry {
+                Registry::Embedded(embedded) => paths.extend(embedded.persist.as_mut()),
+                Registry::File(file) => paths.push(&mut file.path),
+                Registry::Consul(consul) => tls.push(&mut consul.tls),
+                Registry::Etcd(etcd) => tls.push(&mut etcd.tls),
+            }
+        }
+    }
+    paths.extend(tls.into_iter().flat_map(|tls| [&mut tls.ca, &mut tls.cert, &mut tls.key]).flatten());
+    for path in paths {
+        *path = base.join(&*path);
+    }
+}
+
+impl Config {
+    /// With what is there when the config says nothing: the listener `egress`.
+    pub fn effective(mut self) -> Self {
+        if self.listeners.is_empty() {
+            self.listeners.push(Listener::egress());
+        }
+        self
+    }
+}
+
+/// The JSON Schema of the config file, for editors.
+pub fn schema() -> serde_json::Value {
+    schemars::schema_for!(Config).to_value()
+}

@@ -1,0 +1,336 @@
+//! Each kind of error, word for word.
+
+use super::{REGISTRY, errors_of};
+
+/// Checks texts that start with a registry in line 1, so that their own lines count from 2.
+#[track_caller]
+fn table(cases: &[(&str, &[&str])]) {
+    let mut wrong = String::new();
+    for (text, expected) in cases {
+        let found = errors_of(&format!("{REGISTRY}{text}"));
+        if found != *expected {
+            wrong += &format!("\n--- {text}\n  found    {found:#?}\n  expected {expected:#?}");
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+#[test]
+fn values_of_the_wrong_type() {
+    table(&[
+        ("workers: 300", &["2:10: workers: found `300`; expected a number from 1 to 256 or `auto`"]),
+        ("workers: many", &["2:10: workers: found `many`; expected a number from 1 to 256 or `auto`"]),
+        ("workers: [1]", &["2:10: workers: found a list; expected a number from 1 to 256 or `auto`"]),
+        ("workers:", &["2:1: workers: found nothing; expected a number from 1 to 256 or `auto`"]),
+        ("node: web", &["2:7: node: found `web`; expected a map"]),
+        ("node: [web]", &["2:7: node: found a list; expected a map"]),
+        ("listeners: 4140", &["2:12: listeners: found `4140`; expected a list"]),
+        (
+            "admin: { listen: localhost:4191 }",
+            &["2:18: admin.listen: found `localhost:4191`; expected `IP:PORT`, like `127.0.0.1:4140` or `[::1]:4140`"],
+        ),
+        (
+            "admin: { listen: [] }",
+            &["2:18: admin.listen: found a list; expected `IP:PORT`, like `127.0.0.1:4140` or `[::1]:4140`"],
+        ),
+        (
+            "discovery: { max_services: \"7\" }",
+            &[
+                "2:28: discovery.max_services: found `\"7\"`, which the quotes make a text; expected a whole number, 0 or more",
+            ],
+        ),
+        (
+            "discovery: { max_services: -7 }",
+            &["2:28: discovery.max_services: found `-7`; expected a whole number, 0 or more"],
+        ),
+        (
+            "discovery: { idle: 5 }",
+            &[
+                "2:20: discovery.idle: `5` is not a duration; expected a number with a unit, like `250ms`, `15s` or `1h 30m`",
+            ],
+        ),
+        ("discovery: { idle: { minutes: 5 } }", &["2:20: discovery.idle: found a map; expected text"]),
+        (
+            "services: { web: { preserve_header_case: yes } }",
+            &["2:42: services.web.preserve_header_case: found `yes`; expected `true` or `false`"],
+        ),
+        (
+            "services: { web.example: { balance: { policy: peak_ewma } } }",
+            &[
+                "2:47: services.\"web.example\".balance.policy: found `peak_ewma`; expected `peak-ewma`, `least-request`, \
+             `round-robin`, `random` or `response-time`; did you mean `peak-ewma`?",
+            ],
+        ),
+        (
+            "services: { web: { protocol: { kind: http1 } } }",
+            &["2:30: services.web.protocol: found a map; expected `http1` or `http2`"],
+        ),
+        ("access_log: { sample: all }", &["2:23: access_log.sample: found `all`; expected a number"]),
+        ("log: { level:  }", &["2:8: log.level: found nothing; expected text"]),
+    ]);
+}
+
+#[test]
+fn keys_that_are_unknown_missing_or_doubled() {
+    table(&[
+        (
+            "worker: 1",
+            &[
+                "2:1: worker: unknown key; did you mean `workers`? known here: `node`, `workers`, `admin`, `registries`, \
+             `discovery`, `listeners`, `defaults`, `services`, `access_log`, `log`",
+            ],
+        ),
+        (
+            "services:\n  user-service:\n    timeouts:\n      conect: 1s\n",
+            &["5:7: services.user-service.timeouts.conect: unknown key; did you mean `connect`? \
+             known here: `connect`, `request`, `idle`"],
+        ),
+        ("log: { zebra: 1 }", &["2:8: log.zebra: unknown key; known here: `level`, `format`"]),
+        ("workers: 1\nworkers: 2", &["3:1: workers: the key is there twice; the first is in line 2"]),
+        (
+            "listeners:\n  - listen: 127.0.0.1:1\n    name: a\n    listen: 127.0.0.1:2",
+            &["5:5: listeners[0].listen: the key is there twice; the first is in line 3"],
+        ),
+        (
+            "listeners:\n  - protocol: http\n",
+            &["3:5: listeners[0]: `name` is missing", "3:5: listeners[0]: `listen` is missing"],
+        ),
+        ("listeners:\n  -\n", &["3:4: listeners[0]: `name` is missing", "3:4: listeners[0]: `listen` is missing"]),
+        // A bad value does not count as missing too.
+        (
+            "listeners:\n  - { name: [], listen: x }\n",
+            &[
+                "3:13: listeners[0].name: found a list; expected text",
+                "3:25: listeners[0].listen: found `x`; expected `IP:PORT`, like `127.0.0.1:4140` or `[::1]:4140`",
+            ],
+        ),
+    ]);
+}
+
+#[test]
+fn kinds_of_registries() {
+    let kinds = "expected `embedded`, `file`, `consul` or `etcd`";
+    for (text, expected) in [
+        ("{ path: x }", format!("1:20: registries.a: `kind` is missing; {kinds}")),
+        ("{ kind: consull }", format!("1:28: registries.a.kind: found `consull`; {kinds}; did you mean `consul`?")),
+        ("{ kind: [] }", format!("1:28: registries.a.kind: found a list; {kinds}")),
+        ("{ kind: }", format!("1:22: registries.a.kind: found nothing; {kinds}")),
+        (
+            "consul",
+            "1:20: registries.a: found `consul`; expected a map with `kind`: `embedded`, `file`, `consul` or `etcd`"
+                .into(),
+        ),
+        ("{ kind: file }", "1:20: registries.a: `path` is missing".into()),
+    ] {
+        // What follows from the first error is not told as another.
+        let text = format!("registries: {{ a:   {text} }}\ndiscovery: {{ sources: [a] }}");
+        let found = errors_of(&text);
+        assert_eq!(found, [expected], "{text}");
+    }
+}
+
+#[test]
+fn three_mistakes_make_three_errors_sorted_by_position() {
+    let text = "\
+listeners:
+  - { name: egress, listen: 127.0.0.1 }
+services:
+  user-service:
+    timeouts: { connect: soon }
+discovery: { sources: [mian] }
+registries: { main: { kind: consul } }
+";
+    assert_eq!(
+        errors_of(text),
+        [
+            "2:29: listeners[0].listen: found `127.0.0.1`; expected `IP:PORT`, like `127.0.0.1:4140` or `[::1]:4140`",
+            "5:26: services.user-service.timeouts.connect: `soon` is not a duration; expected a number with a unit, \
+         like `250ms`, `15s` or `1h 30m`",
+            "6:24: discovery.sources[0]: no registry is named `mian`; expected `main`; did you mean `main`?",
+        ]
+    );
+}
+
+#[test]
+fn what_is_not_yaml_or_not_one_document() {
+    for (text, expected) in [
+        ("a: [1", "not valid YAML: "),
+        ("a: 1\n---\nb: 2", "2:1: a second document; expected one per file"),
+        ("workers: !x 1", "1:10: the tag `!x` has no meaning here"),
+        ("? [a]\n: b", "1:3: a map or list as a key; expected a word"),
+        ("workers: &a [*a]", "1:14: an alias inside of what it stands for"),
+        ("- 1", "1:1: found a list; expected a map"),
+        ("node: { env: ${ENV} }", "inside `{ }` and `[ ]` a value with `${…}` needs quotes"),
+    ] {
+        let found = errors_of(text);
+        assert!(found.len() == 1 && found[0].contains(expected), "{text}: {found:?}");
+    }
+    let binary = super::load(super::Source::text("f", b"node:\n  env: \xff".to_vec()), &|_| None);
+    assert_eq!(binary.unwrap_err().to_string(), "f:2:8: not a text in UTF-8\n1 error in f");
+    let bomb = "a: &a [x,x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\n\
+                d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d,*d]\n";
+    assert_eq!(errors_of(bomb), ["5:29: the aliases make the document too large"]);
+    let deep = "[".repeat(100);
+    assert_eq!(errors_of(&deep), ["1:65: more than 64 maps and lists in one another"]);
+    let missing = super::load(super::Source::file("/nonexistent/pillion.yaml"), &|_| None).unwrap_err().to_string();
+    assert!(missing.starts_with("/nonexistent/pillion.yaml: cannot be read: "), "{missing}");
+}
+
+#[test]
+fn ranges() {
+    table(&[
+        (
+            "services: { a: { timeouts: { connect: 0s } } }",
+            &["2:39: services.a.timeouts.connect: found `0s`; expected at least `1ms`"],
+        ),
+        (
+            "services: { a: { pool: { max_idle: 99999999 } } }",
+            &["2:36: services.a.pool.max_idle: found `99999999`; expected a number from 0 to 65536"],
+        ),
+        ("discovery: { idle: 1000000d }", &["2:20: discovery.idle: found `1000000d`; expected at most a year"]),
+        (
+            "listeners: [{ name: a, listen: 127.0.0.1:1, limits: { head_bytes: 100, h2_streams: 0 } }]",
+            &[
+                "2:67: listeners[0].limits.head_bytes: found `100`; expected a number from 1024 to 1048576",
+                "2:84: listeners[0].limits.h2_streams: found `0`; expected a number from 1 to 2147483647",
+            ],
+        ),
+        ("access_log: { sample: 1.5 }", &["2:23: access_log.sample: found `1.5`; expected a number from 0.0 to 1.0"]),
+        ("access_log: { sample: .nan }", &["2:23: access_log.sample: found `NaN`; expected a number from 0.0 to 1.0"]),
+        (
+            "log: { level: inof }",
+            &["2:15: log.level: found `inof`; expected `off`, `error`, `warn`, `info`, `debug` or `trace`, \
+             or per module like `info,pillion::registry=debug`; did you mean `info`?"],
+        ),
+        (
+            "log: { level: \"info,pillion=loud\" }",
+            &[
+                "2:15: log.level: found `info,pillion=loud`; expected `off`, `error`, `warn`, `info`, `debug` or `trace`, \
+             or per module like `info,pillion::registry=debug`",
+            ],
+        ),
+    ]);
+}
+
+#[test]
+fn names_and_addresses() {
+    table(&[
+        (
+            "listeners:\n  - { name: a, listen: 127.0.0.1:1 }\n  - { name: a, listen: 0.0.0.0:1 }",
+            &[
+                "4:13: listeners[1].name: another listener is named `a` too",
+                "4:24: listeners[1].listen: the listener `a` listens on `127.0.0.1:1` already",
+            ],
+        ),
+        // The admin's address is a default here, so the listener's is the one to change.
+        (
+            "listeners: [{ name: a, listen: 127.0.0.1:4191 }]",
+            &["2:32: listeners[0].listen: `admin` listens on `127.0.0.1:4191` already"],
+        ),
+        (
+            "admin: { listen: 127.0.0.1:4140 }",
+            &["2:18: admin.listen: the listener `egress` listens on `127.0.0.1:4140` already"],
+        ),
+        (
+            "listeners: [{ name: a, listen: 127.0.0.1:1, service: 'a b', service_header: 'x y', host_suffixes: [''] }]",
+            &[
+                "2:54: listeners[0].service: `a b` is no name for a service; expected 1 to 253 bytes without spaces",
+                "2:77: listeners[0].service_header: found `x y`; expected a header's name",
+                "2:100: listeners[0].host_suffixes[0]: found an empty text; expected some text",
+            ],
+        ),
+        (
+            "listeners: [{ name: a, listen: 127.0.0.1:1, service: a, service_header: x-to }]",
+            &["2:73: listeners[0].service_header: `service` decides already; expected only one of the two"],
+        ),
+        (
+            "services: { a: { sources: [main, other, main] } }",
+            &[
+                "2:34: services.a.sources[1]: no registry is named `other`; expected `main`",
+                "2:41: services.a.sources[2]: `main` is there twice",
+            ],
+        ),
+        (
+            "services: { 'a b': {} }",
+            &["2:20: services.\"a b\": `a b` is no name for a service; expected 1 to 253 bytes without spaces"],
+        ),
+    ]);
+    // Port 0 takes a free one each time.
+    let two = format!("{REGISTRY}listeners: [{{ name: a, listen: 127.0.0.1:0 }}, {{ name: b, listen: 127.0.0.1:0 }}]");
+    super::load_text(&two).unwrap();
+    assert_eq!(errors_of(""), ["1:1: registries: there is none; expected at least one registry, or `--registry`"]);
+}
+
+#[test]
+fn registries_and_tls() {
+    let consul = |rest: &str| errors_of(&format!("registries:\n  c:\n    kind: consul\n    {rest}\n"));
+    let etcd = |rest: &str| errors_of(&format!("registries:\n  e:\n    kind: etcd\n    {rest}\n"));
+    let url = "expected `http://HOST:PORT` or `https://HOST:PORT`";
+    for bad in
+        ["127.0.0.1:8500", "tcp://127.0.0.1:8500", "http://a:0", "http://a:99999", "http://a/b", "http://", "x y"]
+    {
+        assert_eq!(consul(&format!("address: {bad}")), [format!("4:14: registries.c.address: found `{bad}`; {url}")]);
+    }
+    for good in ["http://127.0.0.1:8500", "https://consul.example:8501", "http://[::1]:8500/", "http://consul.example"]
+    {
+        super::load_text(&format!("registries: {{ c: {{ kind: consul, address: '{good}' }} }}")).unwrap();
+    }
+    assert_eq!(
+        consul("wait: 11m"),
+        ["4:11: registries.c.wait: expected at most `10m`, which is the most that Consul grants"]
+    );
+    assert_eq!(consul("wait: 10ms"), ["4:11: registries.c.wait: found `10ms`; expected at least `1s`"]);
+    assert_eq!(
+        consul("tls: { server_name: consul.example }"),
+        ["4:5: registries.c.tls: used only with `https://` addresses; found `http://`"]
+    );
+    assert_eq!(
+        consul("token: \"se\\ncret\""),
+        ["4:12: registries.c.token: expected a token: not empty, and of characters that a header can carry"]
+    );
+    assert_eq!(
+        etcd("endpoints: []"),
+        [
+            "4:16: registries.e.endpoints: the list is empty; expected at least one `http://HOST:PORT` or `https://HOST:PORT`"
+        ]
+    );
+    assert_eq!(
+        etcd("endpoints: ['http://a:1', 'https://b:1']"),
+        [
+            "4:31: registries.e.endpoints[1]: `https://b:1` and the first endpoint differ; expected all `http` or all `https`"
+        ]
+    );
+    assert_eq!(
+        etcd("endpoints: ['http://user:secret@a:1']"),
+        [format!("4:17: registries.e.endpoints[0]: a user in the address; {url}")]
+    );
+    assert_eq!(etcd("user: root"), ["4:11: registries.e.user: `user` goes with `password`, which is missing"]);
+    assert_eq!(
+        etcd("password: secret"),
+        ["4:15: registries.e.password: `password` goes with `user`, which is missing"]
+    );
+    let tls = errors_of(&format!(
+        "{REGISTRY}services: {{ a: {{ tls: {{ cert: /nonexistent/c.pem, server_name: 'a b' }} }} }}"
+    ));
+    assert_eq!(
+        tls,
+        [
+            "2:31: services.a.tls.cert: `cert` goes with `key`, which is missing",
+            "2:31: services.a.tls.cert: `/nonexistent/c.pem` cannot be read: No such file or directory (os error 2)",
+            "2:64: services.a.tls.server_name: found `a b`; expected a host name",
+        ]
+    );
+}
+
+#[test]
+fn a_file_that_is_wholly_wrong_is_given_up_after_a_hundred() {
+    let text: String = (0..1000).map(|n| format!("key{n}: 1\n")).collect();
+    let shown = super::load_text(&text).unwrap_err();
+    assert!(shown.ends_with("\n100 or more errors in f"), "{shown}");
+}
+
+#[test]
+fn what_was_found_cannot_forge_a_line() {
+    let found = errors_of(&format!("{REGISTRY}workers: \"1\\n9:9: x\\e[2J\""));
+    assert_eq!(found, ["2:10: workers: found `1\\n9:9: x\\u{1b}[2J`; expected a number from 1 to 256 or `auto`"]);
+}

@@ -1,0 +1,125 @@
+//! What is printed loads again and is the same.
+
+use super::{REGISTRY, load_text};
+use crate::config::{Config, human, print, schema};
+use proptest::prelude::*;
+use serde_json::Value;
+use std::time::Duration;
+
+#[track_caller]
+fn round_trip(config: &Config) {
+    let printed = print(config);
+    let again = load_text(&printed).unwrap_or_else(|errors| panic!("{errors}\n{printed}")).config;
+    assert_eq!(again, *config, "{printed}");
+    assert_eq!(print(&again), printed);
+}
+
+#[test]
+fn every_default_is_printed() {
+    let printed = print(&load_text(REGISTRY).unwrap().config);
+    let expected = "\
+node: {}
+workers: 1
+admin:
+  listen: 127.0.0.1:4191
+registries:
+  main:
+    kind: consul
+    address: http://127.0.0.1:8500
+    only_passing: true
+    wait: 55s
+    max_requests_per_second: 50
+discovery:
+  first_answer: 2s
+  idle: 10m
+  coalesce: 100ms
+  max_services: 1000
+listeners:
+  - name: egress
+    listen: 127.0.0.1:4140
+    protocol: http
+    limits:
+      connections: 10000
+";
+    assert!(printed.starts_with(expected), "{printed}");
+}
+
+#[test]
+fn order_priority_and_unset_values_survive() {
+    let text = "\
+workers: auto
+registries:
+  z: { kind: etcd, endpoints: ['https://a:1', 'https://b:1'], layout: go-zero, user: root, password: '***' }
+  a: { kind: consul, token: '***', tags: [yes, '1'], meta: { k: v, '~': '' } }
+  m: { kind: file, path: /x }
+  e: { kind: embedded, persist: './a b' }
+discovery: { sources: [m, z] }
+listeners:
+  - { name: one, listen: '[::1]:0', service: web, host_suffixes: [.svc, '.a b'] }
+  - { name: two, listen: 0.0.0.0:0, service_header: x-service }
+defaults: { tls: { server_name: a.example }, sources: [a], protocol: http2, registered_as: x }
+services: { b: { tls: null, sources: [m], protocol: ~ }, a: { registered_as: null, sources: [] }, 1.5: {} }
+access_log: { mode: all, format: json, sample: 0.25, path: '-' }
+log: { level: 'info,pillion=debug', format: json }
+";
+    let config = load_text(text).unwrap().config;
+    assert!(config.registries.keys().eq(["z", "a", "m", "e"]));
+    round_trip(&config);
+}
+
+#[test]
+fn secrets_are_masked() {
+    let text = "registries: { e: { kind: etcd, user: u, password: hunter2 }, c: { kind: consul, token: hunter2 } }";
+    let loaded = load_text(text).unwrap();
+    let printed = print(&loaded.config);
+    assert!(
+        !printed.contains("hunter2") && printed.contains("password: \"***\"\n") && printed.contains("token: \"***\"\n")
+    );
+    assert!(!format!("{:?}", loaded.config).contains("hunter2"));
+}
+
+proptest! {
+    #[test]
+    fn any_text_survives_being_printed(text in prop_oneof![any::<String>(), "[-${}:#'\"\\\\ a1.~!&*?|>%@`,\\[\\]\n\t]{0,12}"]) {
+        let mut config = load_text(REGISTRY).unwrap().config;
+        config.node.env = Some(text.clone());
+        config.services.insert(format!("a{}", text.replace(|c: char| c.is_whitespace() || c.is_control(), "").chars().take(40).collect::<String>()),
+            config.defaults.clone());
+        round_trip(&config);
+    }
+
+    #[test]
+    fn any_duration_survives_being_printed(millis in 1_u64..30_000_000_000) {
+        let mut config = load_text(REGISTRY).unwrap().config;
+        config.defaults.timeouts.request = Duration::from_millis(millis);
+        round_trip(&config);
+        let shown = serde_json::to_value(&config.defaults.timeouts).unwrap()["request"].as_str().unwrap().to_owned();
+        prop_assert_eq!(human::parse(&shown).unwrap(), Duration::from_millis(millis));
+    }
+}
+
+#[test]
+fn the_schema_is_as_strict_as_the_loader() {
+    let schema = schema();
+    let kinds = schema["$defs"]["Registry"]["oneOf"].as_array().unwrap();
+    let kind = |schema: &Value| schema["properties"]["kind"]["const"].as_str().unwrap().to_owned();
+    assert_eq!(kinds.iter().map(kind).collect::<Vec<_>>(), ["embedded", "file", "consul", "etcd"]);
+    let mut objects = 0;
+    walk(&schema, &mut |node| {
+        if node.get("properties").is_some() {
+            assert_eq!(node["additionalProperties"], false, "{node:#}");
+            assert!(node.get("$ref").is_none(), "a `$ref` beside properties would refuse `kind`: {node:#}");
+            objects += 1;
+        }
+    });
+    assert!(objects > 15, "{objects}");
+}
+
+pub(super) fn walk(schema: &Value, see: &mut impl FnMut(&Value)) {
+    see(schema);
+    match schema {
+        Value::Array(list) => list.iter().for_each(|value| walk(value, see)),
+        Value::Object(map) => map.values().for_each(|value| walk(value, see)),
+        _ => {}
+    }
+}
