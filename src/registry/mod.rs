@@ -5,6 +5,7 @@
 //! (priority of sources, last known good, publishing) is the same for all of them and lives in `discovery`.
 
 pub mod embedded;
+pub mod file;
 mod instance;
 pub mod layout;
 mod sink;

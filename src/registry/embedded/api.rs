@@ -159,7 +159,7 @@ async fn refuse_web_pages(request: Request, next: Next) -> Response {
 }
 
 fn leased(Lease { name, id, ttl }: Lease) -> Response {
-    Json(json!({ "name": name, "id": id, "ttl": humantime::format_duration(ttl).to_string() })).into_response()
+    Json(json!({ "name": name, "id": id, "ttl": human::format(ttl) })).into_response()
 }
 
 fn entries(instances: &[Instance]) -> Vec<Entry> {

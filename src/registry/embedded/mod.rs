@@ -13,7 +13,7 @@ mod tests;
 pub use api::router;
 
 use super::{Instance, Registry, RegistryError, Sink, layout::plain::Entry};
-use crate::config::EmbeddedRegistry;
+use crate::config::{EmbeddedRegistry, human};
 use futures_util::future::BoxFuture;
 use saver::Saver;
 use state::{Kept, State};
@@ -112,7 +112,7 @@ impl Embedded {
         if !TTL.contains(&ttl) {
             return Err(Refusal::Invalid(format!(
                 "a ttl of {} is out of range; expected 100ms to 24h",
-                humantime::format_duration(ttl)
+                human::format(ttl)
             )));
         }
         let instance = entry.into_instance(None).map_err(|error| Refusal::Invalid(error.to_string()))?;

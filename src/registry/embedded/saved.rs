@@ -20,7 +20,7 @@ pub(super) fn encode(state: &[Kept]) -> Result<Vec<u8>, serde_json::Error> {
     for Kept { name, instance, ttl } in state {
         let mut entry = serde_json::to_value(Entry::from(instance))?;
         // Not the time of expiry: while pillion was away nobody could renew, so whoever comes back gets a full TTL.
-        entry["ttl"] = humantime::format_duration(*ttl).to_string().into();
+        entry["ttl"] = human::format(*ttl).into();
         let list = services.entry(name.as_str()).or_insert_with(|| json!([]));
         if let Value::Array(list) = list {
             list.push(entry);
@@ -120,7 +120,7 @@ mod tests {
         let kept = |name: &str, instance: &Instance| Kept {
             name: name.into(),
             instance: instance.clone(),
-            ttl: Duration::from_millis(1500),
+            ttl: Duration::from_secs(24 * 3600),
         };
         vec![kept("orders", &bare), kept("users", &full), kept("users", &bare)]
     }
