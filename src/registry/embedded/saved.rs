@@ -1,6 +1,6 @@
 //! The saved state: a file that is either whole or recognized as not whole.
 //!
-//! Its first line is a comment with a checksum of the rest, which is what the `file` registry reads, with a `ttl` for
+//! Its first line is a comment with a checksum of the rest, which has the form of the `file` registry, plus a `ttl` for
 //! each instance. It is written beside its place, synced, and renamed into it.
 
 use super::state::Kept;
