@@ -4,4 +4,5 @@
 
 pub mod backoff;
 pub mod config;
+pub mod net;
 pub mod registry;
