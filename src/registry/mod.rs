@@ -4,13 +4,16 @@
 //! failures. It reconnects by itself and never reports an empty set because of an error. Everything above this floor
 //! (priority of sources, last known good, publishing) is the same for all of them and lives in `discovery`.
 
+mod etcd;
 mod instance;
 pub mod layout;
 mod sink;
 
+pub use etcd::Etcd;
 pub use instance::{Address, AddressError, Instance, Protocol};
 pub use sink::{Observation, Sink, sink};
 
+use crate::net::tls::TlsError;
 use futures_util::future::BoxFuture;
 use std::{sync::Arc, time::Duration};
 
@@ -49,4 +52,13 @@ pub enum RegistryError {
     /// The answer was not what the protocol promises.
     #[error("{server} answered something unexpected: {cause}")]
     Protocol { server: String, cause: String },
+}
+
+/// Why a registry cannot be set up from its settings. Nothing has been connected to yet.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SetupError {
+    #[error("`{text}` is not an address of this registry; expected {expected}")]
+    Address { text: String, expected: &'static str },
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
