@@ -2,7 +2,7 @@
 
 use crate::config::Tls;
 use rustls::{
-    ClientConfig, RootCertStore,
+    ClientConfig, ConfigBuilder, RootCertStore, WantsVerifier,
     crypto::ring,
     pki_types::{
         CertificateDer, PrivateKeyDer, ServerName,
@@ -38,11 +38,7 @@ pub enum TlsError {
 ///
 /// Reads files each time it is called, so that calling it at each reconnect picks up renewed certificates.
 pub fn client_config(tls: &Tls, alpn: &[&str]) -> Result<ClientConfig, TlsError> {
-    // The provider is named here and not installed process-wide: a library may not decide that for its user.
-    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| TlsError::Setup { cause: error.to_string() })?
-        .with_root_certificates(roots(tls.ca.as_deref())?);
+    let builder = builder()?.with_root_certificates(roots(tls.ca.as_deref())?);
     let mut config = match (&tls.cert, &tls.key) {
         (None, None) => builder.with_no_client_auth(),
         (Some(cert), Some(key)) => builder
@@ -55,11 +51,23 @@ pub fn client_config(tls: &Tls, alpn: &[&str]) -> Result<ClientConfig, TlsError>
     Ok(config)
 }
 
+/// For clients that want TLS settings even though they will not use TLS.
+pub fn trusting_nobody() -> Result<ClientConfig, TlsError> {
+    Ok(builder()?.with_root_certificates(RootCertStore::empty()).with_no_client_auth())
+}
+
 /// The name that the certificate of a server at `host` must have.
 pub fn server_name(tls: &Tls, host: &str) -> Result<ServerName<'static>, TlsError> {
     let name = tls.server_name.as_deref().unwrap_or(host);
     let bare = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')).unwrap_or(name);
     ServerName::try_from(bare.to_owned()).map_err(|_| TlsError::Name { name: name.into() })
+}
+
+fn builder() -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, TlsError> {
+    // The provider is named here and not installed process-wide: a library may not decide that for its user.
+    ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| TlsError::Setup { cause: error.to_string() })
 }
 
 fn roots(ca: Option<&Path>) -> Result<RootCertStore, TlsError> {

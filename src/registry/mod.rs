@@ -4,11 +4,13 @@
 //! failures. It reconnects by itself and never reports an empty set because of an error. Everything above this floor
 //! (priority of sources, last known good, publishing) is the same for all of them and lives in `discovery`.
 
+mod consul;
 mod etcd;
 mod instance;
 pub mod layout;
 mod sink;
 
+pub use consul::Consul;
 pub use etcd::Etcd;
 pub use instance::{Address, AddressError, Instance, Protocol};
 pub use sink::{Observation, Sink, sink};
@@ -59,6 +61,8 @@ pub enum RegistryError {
 pub enum SetupError {
     #[error("`{text}` is not an address of this registry; expected {expected}")]
     Address { text: String, expected: &'static str },
+    #[error("the token has characters in it that cannot be sent in a header")]
+    Token,
     #[error(transparent)]
     Tls(#[from] TlsError),
 }

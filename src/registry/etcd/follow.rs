@@ -70,14 +70,16 @@ impl Follower {
                 etcd.link.give_up(&connection);
             }
             CallError::Call(error) => {
+                debug!(registry = etcd.name, service = self.service, %error, "refused");
                 self.sink.failed(error);
-                sleep(self.backoff.next_wait()).await;
             }
             CallError::Revision(reason) => {
                 debug!(registry = etcd.name, service = self.service, reason, "listing again");
-                sleep(self.backoff.next_wait()).await;
             }
         }
+        // Also after the loss of a member, though the link waits too: something between may let ranges through and no
+        // watch, and then every connection would seem to work.
+        sleep(self.backoff.next_wait()).await;
     }
 
     async fn list_and_watch(&mut self, connection: &Connection) -> CallError {
@@ -111,7 +113,7 @@ impl Follower {
             let last = page.kvs.last().map(|kv| kv.key.clone());
             for kv in page.kvs {
                 let Some((suffix, decoded)) = self.decode(&kv) else { continue };
-                let instances = decoded.or_else(|| self.found.remove(&suffix));
+                let instances = decoded.or_else(|| self.found.get(&suffix).cloned());
                 fresh.insert(suffix, instances.unwrap_or_default());
             }
             match last {

@@ -7,7 +7,8 @@ mod kratos;
 mod metadata;
 pub mod plain;
 
-use metadata::Metadata;
+pub(super) use kratos::{Endpoint, endpoint_instance};
+pub(super) use metadata::Metadata;
 
 use super::{AddressError, Instance};
 use crate::config::Layout;
