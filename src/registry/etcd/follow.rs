@@ -22,7 +22,7 @@ use tracing::{debug, warn};
 const PAGE: i64 = 500;
 /// How often the server is asked, in each watch, whether it is up to date. A quiet watch has no other sign of life:
 /// etcd's own comes every 10 minutes.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(50);
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(40);
 /// At most one line about bad values per service in this time.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -144,17 +144,22 @@ impl Follower {
         // There is room for it.
         let _ = requests.try_send(WatchRequest { request: Some(create) });
         let mut answers = connection.watch(futures_util::stream::poll_fn(move |cx| queue.poll_recv(cx))).await?;
-        let mut changed = false;
+        let (mut changed, mut quiet) = (false, false);
+        let mut revision = start_revision - 1;
         loop {
             let answer = tokio::select! {
                 answer = answers.message() => answer,
                 () = sleep(PROGRESS_INTERVAL.mul_f64(0.8 + 0.4 * fastrand::f64())) => {
-                    let ask = WatchRequestUnion::Progress(WatchProgressRequest {});
                     // Full only if earlier ones could not be sent; the watchdog sees to that.
+                    let ask = WatchRequestUnion::Progress(WatchProgressRequest {});
                     let _ = requests.try_send(WatchRequest { request: Some(ask) });
+                    if std::mem::replace(&mut quiet, true) && self.revision(connection).await? == revision {
+                        self.sink.alive();
+                    }
                     continue;
                 }
             };
+            quiet = false;
             let answer = match answer {
                 Ok(Some(answer)) => answer,
                 Ok(None) => return Err(connection.canceled("the stream ended", 0)),
@@ -167,6 +172,7 @@ impl Follower {
                 continue;
             }
             self.backoff.reset();
+            revision = answer.header.map_or(revision, |header| header.revision.max(revision));
             for event in answer.events {
                 let Some(kv) = event.kv else { continue };
                 changed |= self.apply(&kv, event.kind == EventType::Delete as i32);
@@ -177,6 +183,17 @@ impl Follower {
             }
             if std::mem::take(&mut changed) { self.publish() } else { self.sink.alive() }
         }
+    }
+
+    /// The cluster's revision now. etcd 3.6 does not report progress to a watch that is waiting for a revision which
+    /// does not exist yet, that is, as long as nothing at all was written since the list. Then the revision is still
+    /// that of the list, which proves as much.
+    async fn revision(&self, connection: &Connection) -> Result<i64, CallError> {
+        // Any key that the user may read; there is none at the prefix itself.
+        let key = self.prefix.clone().into_bytes();
+        let request = RangeRequest { key, range_end: Vec::new(), limit: 1, revision: 0, keys_only: true };
+        let answer = connection.range(request).await?;
+        Ok(answer.header.map_or(0, |header| header.revision))
     }
 
     /// Takes in one event. Whether it made a difference: frameworks put the same value again as their heartbeat.
