@@ -128,6 +128,13 @@ pub struct AddressError {
     expected: &'static str,
 }
 
+impl AddressError {
+    /// For decoders of other ways to write an address.
+    pub(super) fn new(text: &str, expected: &'static str) -> Self {
+        Self { text: text.into(), expected }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,13 +6,18 @@
 
 pub mod embedded;
 pub mod file;
+mod consul;
+mod etcd;
 mod instance;
 pub mod layout;
 mod sink;
 
+pub use consul::Consul;
+pub use etcd::Etcd;
 pub use instance::{Address, AddressError, Instance, Protocol};
 pub use sink::{Observation, Sink, sink};
 
+use crate::net::tls::TlsError;
 use futures_util::future::BoxFuture;
 use std::{sync::Arc, time::Duration};
 
@@ -51,4 +56,15 @@ pub enum RegistryError {
     /// The answer was not what the protocol promises.
     #[error("{server} answered something unexpected: {cause}")]
     Protocol { server: String, cause: String },
+}
+
+/// Why a registry cannot be set up from its settings. Nothing has been connected to yet.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SetupError {
+    #[error("`{text}` is not an address of this registry; expected {expected}")]
+    Address { text: String, expected: &'static str },
+    #[error("the token has characters in it that cannot be sent in a header")]
+    Token,
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }

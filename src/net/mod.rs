@@ -1,0 +1,3 @@
+//! Sockets and what is spoken on them before a request is seen.
+
+pub mod tls;

@@ -1,0 +1,58 @@
+//! Consul: blocking queries on the health endpoint of an agent.
+
+mod client;
+mod decode;
+mod follow;
+mod limit;
+
+use super::{Registry, RegistryError, SetupError, Sink};
+use crate::config::ConsulRegistry;
+use client::Client;
+use futures_util::future::BoxFuture;
+use std::{sync::Arc, time::Duration};
+
+/// One Consul agent.
+pub struct Consul {
+    name: String,
+    only_passing: bool,
+    wait: Duration,
+    client: Client,
+}
+
+impl Consul {
+    /// A client for the agent in `config`, known as `name`. Does not connect yet.
+    ///
+    /// Fails if the address is no URL, the token cannot be sent in a header, or TLS is asked for and its files cannot be
+    /// used.
+    pub fn new(name: &str, config: &ConsulRegistry) -> Result<Self, SetupError> {
+        Ok(Self {
+            name: name.into(),
+            only_passing: config.only_passing,
+            wait: config.wait,
+            client: Client::new(config)?,
+        })
+    }
+}
+
+impl Registry for Consul {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn kind(&self) -> &'static str {
+        "consul"
+    }
+
+    fn follow(self: Arc<Self>, service: String, sink: Sink) -> BoxFuture<'static, ()> {
+        Box::pin(follow::follow(self, service, sink))
+    }
+
+    fn list(self: Arc<Self>) -> BoxFuture<'static, Result<Vec<String>, RegistryError>> {
+        Box::pin(async move { self.client.services().await })
+    }
+
+    fn silence_limit(&self) -> Duration {
+        // A query that is never answered is given up, and heard of, before that; unless this side hangs.
+        client::answer_limit(self.wait) + Duration::from_secs(30)
+    }
+}

@@ -1,0 +1,10 @@
+//! The integration tests, in one binary. Modules `real_*` talk to real servers and need the feature `real-servers`.
+
+#[cfg(feature = "real-servers")]
+mod following;
+#[cfg(feature = "real-servers")]
+mod real_etcd;
+#[cfg(feature = "real-servers")]
+mod relay;
+#[cfg(feature = "real-servers")]
+mod servers;
