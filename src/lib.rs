@@ -5,7 +5,11 @@
 pub mod backoff;
 pub mod cluster;
 pub mod config;
+pub mod discovery;
 pub mod error;
 pub mod net;
+pub mod proxy;
 pub mod registry;
+pub mod route;
 pub mod telemetry;
+pub mod worker;

@@ -73,9 +73,8 @@ impl Selector {
             Policy::LeastRequest => self.cheaper_of_two(|index| endpoints[index].live.load(self.share[index])),
             Policy::RoundRobin => self.turn.next().unwrap_or_else(|| self.draw.draw()),
             Policy::Random => self.draw.draw(),
-            Policy::ResponseTime => self.fast_of_some(|index| {
-                endpoints[index].live.latency(now).map_or(0.0, |latency| latency.as_secs_f64())
-            }),
+            Policy::ResponseTime => self
+                .fast_of_some(|index| endpoints[index].live.latency(now).map_or(0.0, |latency| latency.as_secs_f64())),
         }
     }
 

@@ -9,6 +9,7 @@ use super::{
 use crate::{
     config::Service,
     registry::{Address, Instance, Protocol},
+    telemetry::{labels::EndpointState, metrics::ServiceMetrics},
 };
 use arc_swap::{ArcSwap, Guard};
 use rustls::ClientConfig;
@@ -16,7 +17,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -70,10 +71,10 @@ impl Table {
 #[derive(Debug)]
 pub struct Cluster {
     pub name: Arc<str>,
+    pub metrics: Arc<ServiceMetrics>,
     snapshot: ArcSwap<Snapshot>,
     /// Wakes requests that wait for the first answer.
     published: watch::Sender<u64>,
-    swaps: AtomicU64,
     /// Set by each request, taken by discovery now and then, to know which services are idle.
     used: AtomicBool,
 }
@@ -117,13 +118,13 @@ pub enum State {
 }
 
 impl Cluster {
-    pub fn new(name: &str, settings: Arc<Settings>) -> Self {
+    pub fn new(name: &str, settings: Arc<Settings>, metrics: Arc<ServiceMetrics>) -> Self {
         let snapshot = Snapshot::new(settings, Box::new([]), State::Pending);
         Self {
             name: name.into(),
+            metrics,
             snapshot: ArcSwap::from_pointee(snapshot),
             published: watch::Sender::new(0),
-            swaps: AtomicU64::new(0),
             used: AtomicBool::new(true),
         }
     }
@@ -161,14 +162,14 @@ impl Cluster {
                 && old.settings.service.protocol == settings.service.protocol);
         let endpoints = if same_peers { carry_over(&old.endpoints, instances) } else { carry_over(&[], instances) };
         self.snapshot.store(Arc::new(Snapshot::new(settings.clone(), endpoints, state)));
-        self.swaps.fetch_add(1, Relaxed);
+        self.metrics.table_swaps.inc();
+        let published = self.snapshot.load();
+        let available = published.usable();
+        self.metrics.endpoints.set(EndpointState::Available as usize, available as u64);
+        let unavailable = published.endpoints.len() - available;
+        self.metrics.endpoints.set(EndpointState::Unavailable as usize, unavailable as u64);
         self.published.send_modify(|count| *count += 1);
         true
-    }
-
-    /// How often what is in force was replaced.
-    pub fn swaps(&self) -> u64 {
-        self.swaps.load(Relaxed)
     }
 
     pub fn mark_used(&self) {
@@ -181,6 +182,14 @@ impl Cluster {
     /// Whether a request came since the last call.
     pub fn take_used(&self) -> bool {
         self.used.swap(false, Relaxed)
+    }
+}
+
+impl Settings {
+    /// The TLS settings for an instance; `None` for plain text.
+    pub fn tls_for(&self, instance: &Instance) -> Option<&Arc<UpstreamTls>> {
+        let wanted = self.service.tls.is_some() || instance.tls == Some(true);
+        self.tls.as_ref().filter(|_| wanted)
     }
 }
 
@@ -233,6 +242,11 @@ fn carry_over(old: &[Arc<Endpoint>], instances: &[Instance]) -> Box<[Arc<Endpoin
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::{labels::WORDS, metrics::Metrics};
+
+    fn cluster(settings: Arc<Settings>) -> Cluster {
+        Cluster::new("s", settings, Metrics::new(WORDS).service("s"))
+    }
 
     fn settings() -> Arc<Settings> {
         Arc::new(Settings { service: Service::default(), tls: None })
@@ -244,7 +258,7 @@ mod tests {
 
     #[tokio::test]
     async fn unchanged_endpoints_stay_and_changed_ones_keep_their_numbers() {
-        let (cluster, settings) = (Cluster::new("s", settings()), settings());
+        let (cluster, settings) = (cluster(settings()), settings());
         assert!(cluster.publish(&settings, &[instance("a", 1, 1), instance("b", 2, 1)], State::Known));
         let before = cluster.load().endpoints.clone();
         before[1].live.observe(Duration::from_millis(7), Instant::now());
@@ -255,12 +269,12 @@ mod tests {
         assert!(!Arc::ptr_eq(&before[1], &after[1]) && Arc::ptr_eq(&before[1].live, &after[1].live));
         assert!(after[2].live.latency(Instant::now()).is_some(), "a new endpoint starts at the median");
         assert!(!cluster.publish(&settings, &next, State::Known), "no change publishes nothing");
-        assert_eq!(cluster.swaps(), 2);
+        assert_eq!(cluster.metrics.table_swaps.get(), 2);
     }
 
     #[tokio::test]
     async fn two_instances_at_one_address_share_its_numbers() {
-        let cluster = Cluster::new("s", settings());
+        let cluster = cluster(settings());
         cluster.publish(&settings(), &[instance("a", 1, 1), instance("b", 1, 1)], State::Known);
         let endpoints = cluster.load().endpoints.clone();
         assert!(Arc::ptr_eq(&endpoints[0].live, &endpoints[1].live));
@@ -268,7 +282,7 @@ mod tests {
 
     #[tokio::test]
     async fn other_tls_settings_make_new_peers() {
-        let (cluster, plain) = (Cluster::new("s", settings()), settings());
+        let (cluster, plain) = (cluster(settings()), settings());
         cluster.publish(&plain, &[instance("a", 1, 1)], State::Known);
         let before = cluster.load().endpoints[0].live.key;
         let service = Service { tls: Some(crate::config::Tls::default()), ..Service::default() };
@@ -278,7 +292,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_first_answer_wakes_those_who_wait() {
-        let cluster = Arc::new(Cluster::new("s", settings()));
+        let cluster = Arc::new(cluster(settings()));
         let waiting = tokio::spawn({
             let cluster = cluster.clone();
             async move { cluster.first_answer(Duration::from_secs(2)).await.state }
@@ -286,7 +300,7 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(1)).await;
         cluster.publish(&settings(), &[], State::Unknown);
         assert_eq!(waiting.await.unwrap(), State::Unknown);
-        let never = Cluster::new("t", settings());
+        let never = super::tests::cluster(settings());
         assert_eq!(never.first_answer(Duration::from_secs(2)).await.state, State::Pending);
     }
 }

@@ -235,6 +235,9 @@ pub struct Listener {
     /// Endings to take off the `Host` to get the service's name, e.g. `.svc.cluster.local`. The first that fits is used.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub host_suffixes: Vec<String>,
+    /// Pass HTTP/1.1 header names on with upper and lower case as they came, for old applications.
+    #[serde(default)]
+    pub preserve_header_case: bool,
     #[serde(default)]
     pub limits: ListenerLimits,
 }
@@ -290,8 +293,6 @@ pub struct Service {
     pub tls: Option<Tls>,
     pub timeouts: Timeouts,
     pub pool: Pool,
-    /// Send HTTP/1.1 header names with upper and lower case as they came, for old upstreams and clients.
-    pub preserve_header_case: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
@@ -549,6 +550,7 @@ impl Listener {
             service: None,
             service_header: None,
             host_suffixes: Vec::new(),
+            preserve_header_case: false,
             limits: ListenerLimits::default(),
         }
     }

@@ -3,7 +3,7 @@
 use super::{
     AccessLog, Config, ConsulRegistry, Discovery, EtcdRegistry, Listener, Log, Pool, Registry, Service, Timeouts, Tls,
     error::{Faults, Path, Place, Step, did_you_mean, one_of, shorten},
-    human,
+    human, log_filter,
     tree::{Fate, Node},
 };
 use std::{collections::HashSet, net::SocketAddr, time::Duration};
@@ -362,21 +362,8 @@ impl<'t> Check<'_, 't> {
     }
 
     fn log(&mut self, spot: &Spot<'t>, log: &Log) {
-        const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-        let spot = spot.key("level");
-        let level = log.level.as_str();
-        // The filter takes any bare word for a module's name, so that `level: inf` would switch everything off.
-        let misspelt = level.split(',').map(str::trim).find(|part| {
-            !part.contains(['=', '[', ':']) && !LEVELS.iter().any(|level| level.eq_ignore_ascii_case(part))
-        });
-        let near = did_you_mean(misspelt.unwrap_or(""), LEVELS);
-        if misspelt.is_some() || tracing_subscriber::EnvFilter::try_new(level).is_err() {
-            let message = format!(
-                "found `{}`; expected {}, or per module like `info,pillion::registry=debug`{near}",
-                shorten(level),
-                one_of(LEVELS)
-            );
-            self.fail(&spot, message);
+        if let Err(message) = log_filter(&log.level) {
+            self.fail(&spot.key("level"), message);
         }
     }
 

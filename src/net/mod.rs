@@ -1,3 +1,6 @@
-//! Sockets and what is spoken on them before a request is seen.
+//! Sockets: accepting them, telling protocols apart, reading and writing them from one task, and TLS.
 
+pub mod detect;
+pub mod io;
+pub mod listen;
 pub mod tls;

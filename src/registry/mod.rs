@@ -4,10 +4,10 @@
 //! failures. It reconnects by itself and never reports an empty set because of an error. Everything above this floor
 //! (priority of sources, last known good, publishing) is the same for all of them and lives in `discovery`.
 
-pub mod embedded;
-pub mod file;
 mod consul;
+pub mod embedded;
 mod etcd;
+pub mod file;
 mod instance;
 pub mod layout;
 mod sink;

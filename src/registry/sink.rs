@@ -26,7 +26,7 @@ pub fn sink() -> (Sink, watch::Receiver<Observation>) {
 }
 
 /// The follower's end. Calls never block.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Sink {
     sender: watch::Sender<Observation>,
 }

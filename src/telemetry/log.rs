@@ -1,9 +1,9 @@
 //! pillion's own log on standard error. Its level can be changed while it runs.
 
-use crate::config::{Log, LogFormat};
+use crate::config::{Log, LogFormat, log_filter};
 use arc_swap::ArcSwap;
 use std::{io::IsTerminal, sync::Arc};
-use tracing::{Subscriber, level_filters::LevelFilter};
+use tracing::Subscriber;
 use tracing_subscriber::{
     Layer, Registry,
     filter::Targets,
@@ -22,7 +22,7 @@ pub struct LogHandle {
 impl LogHandle {
     /// Sets the level: `info`, or per module `info,pillion::registry=debug`. A text that cannot be read changes nothing.
     pub fn set(&self, level: &str) -> Result<(), String> {
-        let filter = parse(level)?;
+        let filter = log_filter(level)?;
         self.filter.reload(filter).map_err(|error| error.to_string())?;
         self.current.store(Arc::new(level.trim().to_owned()));
         Ok(())
@@ -42,11 +42,6 @@ pub fn install(config: &Log) -> Result<LogHandle, String> {
     Ok(handle)
 }
 
-/// Whether `level` can be set; the error says what is expected.
-pub fn check(level: &str) -> Result<(), String> {
-    parse(level).map(drop)
-}
-
 fn subscriber<W>(
     config: &Log,
     writer: W,
@@ -56,39 +51,13 @@ where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     // A filter for the whole subscriber and not for one layer, so that what is off costs a caller one load.
-    let (filter, handle) = reload::Layer::new(parse(&config.level)?);
+    let (filter, handle) = reload::Layer::new(log_filter(&config.level)?);
     let handle = LogHandle { filter: handle, current: Arc::new(ArcSwap::from_pointee(config.level.trim().to_owned())) };
     let lines = match config.format {
         LogFormat::Text => fmt::layer().with_ansi(colour).with_writer(writer).boxed(),
         LogFormat::Json => fmt::layer().json().flatten_event(true).with_writer(writer).boxed(),
     };
     Ok((Registry::default().with(filter).with(lines), handle))
-}
-
-/// Read by hand because `Targets` and `EnvFilter` take a misspelt level (`inof`) for a module's name and then log
-/// everything of that module and nothing else.
-fn parse(text: &str) -> Result<Targets, String> {
-    let level = |word: &str| match word.trim().to_ascii_lowercase().as_str() {
-        "off" => Ok(LevelFilter::OFF),
-        "error" => Ok(LevelFilter::ERROR),
-        "warn" => Ok(LevelFilter::WARN),
-        "info" => Ok(LevelFilter::INFO),
-        "debug" => Ok(LevelFilter::DEBUG),
-        "trace" => Ok(LevelFilter::TRACE),
-        _ => Err(format!(
-            "`{word}` is not a log level; expected `error`, `warn`, `info`, `debug`, `trace` or `off`, \
-             or per module like `info,pillion::registry=debug`"
-        )),
-    };
-    let mut targets = Targets::new();
-    for part in text.split(',') {
-        targets = match part.split_once('=') {
-            None => targets.with_default(level(part)?),
-            Some((module, word)) if !module.trim().is_empty() => targets.with_target(module.trim(), level(word)?),
-            Some(_) => return Err(format!("`{part}` has no module before the `=`")),
-        };
-    }
-    Ok(targets)
 }
 
 #[cfg(test)]
@@ -140,7 +109,7 @@ mod tests {
         tracing::info!(target: "pillion::registry", "no longer heard");
         let text = read(&lines);
         assert!(text.contains("now heard") && !text.contains("no longer"), "{text}");
-        assert!(handle.set("loud").unwrap_err().contains("`loud` is not a log level"));
+        assert!(handle.set("loud").unwrap_err().contains("found `loud`; expected"));
         assert_eq!(handle.current(), "warn,pillion::telemetry=debug", "a bad level changes nothing");
     }
 
@@ -157,10 +126,10 @@ mod tests {
     #[test]
     fn levels_that_are_none_are_refused() {
         for text in ["", "inof", "info,", "info,pillion=", "=debug", "pillion::registry", "info;debug"] {
-            assert!(check(text).is_err(), "{text}");
+            assert!(log_filter(text).is_err(), "{text}");
         }
         for text in ["off", "INFO", "info, hyper=warn", "pillion=trace"] {
-            assert!(check(text).is_ok(), "{text}");
+            assert!(log_filter(text).is_ok(), "{text}");
         }
     }
 }

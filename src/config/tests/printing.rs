@@ -38,6 +38,7 @@ listeners:
   - name: egress
     listen: 127.0.0.1:4140
     protocol: http
+    preserve_header_case: false
     limits:
       connections: 10000
 ";

@@ -24,6 +24,7 @@ families! {
     Connections GAUGE "pillion_connections" "Open connections from clients."
     // Not `pillion_connections_total`: in OpenMetrics that is the gauge's own name.
     ConnectionsOpened COUNTER "pillion_connections_accepted_total" "Connections accepted from clients."
+    RequestsRejected COUNTER "pillion_requests_rejected_total" "Requests answered before it was known which service they are for, by reason."
     ConnectionsRefused COUNTER "pillion_connections_refused_total" "Connections closed at once, by reason."
     PoolConnections GAUGE "pillion_pool_connections" "Connections to upstreams, by whether they carry a request."
     PoolOpened COUNTER "pillion_pool_opened_total" "Connections opened to upstreams."

@@ -98,6 +98,8 @@ pub struct ListenerMetrics {
     pub connections: Gauge,
     pub accepted: Counter,
     pub refused: Tally,
+    /// Requests that were answered before it was known which service they are for.
+    pub rejected: Tally,
 }
 
 impl Metrics {
@@ -166,6 +168,7 @@ impl Metrics {
                 connections: Gauge::default(),
                 accepted: Counter::default(),
                 refused: Tally::new(self.words.refused),
+                rejected: Tally::new(self.words.errors),
             },
         )
     }
@@ -265,6 +268,9 @@ impl ListenerMetrics {
         page.add(Family::ConnectionsOpened, &[listener], self.accepted.get() as f64);
         for (reason, count) in self.refused.each() {
             page.add(Family::ConnectionsRefused, &[listener, ("reason", reason)], count as f64);
+        }
+        for (reason, count) in self.rejected.each() {
+            page.add(Family::RequestsRejected, &[listener, ("reason", reason)], count as f64);
         }
     }
 }

@@ -1,0 +1,149 @@
+use super::*;
+use crate::{
+    cluster::table::Settings,
+    config::{AccessLog, AccessLogMode, Service},
+    telemetry::{access_log, labels::WORDS, metrics::Metrics},
+};
+use futures_util::future::BoxFuture;
+use tokio::sync::mpsc;
+
+/// A registry whose follower the test speaks for. Each time it is followed, the test gets the sink.
+struct Scripted {
+    name: &'static str,
+    followed: mpsc::UnboundedSender<Sink>,
+}
+
+impl Registry for Scripted {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn kind(&self) -> &'static str {
+        "scripted"
+    }
+
+    fn follow(self: Arc<Self>, _: String, sink: Sink) -> BoxFuture<'static, ()> {
+        self.followed.send(sink).unwrap();
+        Box::pin(pending())
+    }
+
+    fn list(self: Arc<Self>) -> BoxFuture<'static, Result<Vec<String>, RegistryError>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    fn silence_limit(&self) -> Duration {
+        Duration::from_secs(90)
+    }
+}
+
+fn scripted(name: &'static str) -> (Arc<dyn Registry>, mpsc::UnboundedReceiver<Sink>) {
+    let (followed, sinks) = mpsc::unbounded_channel();
+    (Arc::new(Scripted { name, followed }), sinks)
+}
+
+fn telemetry() -> Telemetry {
+    let metrics = Metrics::new(WORDS);
+    let off = AccessLog { mode: AccessLogMode::Off, ..AccessLog::default() };
+    let access_log = access_log::AccessLog::start(&off, metrics.access_log_dropped.clone()).unwrap();
+    Telemetry { metrics, access_log }
+}
+
+fn start(sources: Vec<Arc<dyn Registry>>, pinned: bool) -> Follower {
+    let telemetry = telemetry();
+    let settings = Arc::new(Settings { service: Service::default(), tls: None });
+    let cluster = Arc::new(Cluster::new("s", settings.clone(), telemetry.metrics.service("s")));
+    let settings = SettingsFor { settings, sources: Vec::new(), registered_as: "s".into(), pinned };
+    Follower::start(cluster, settings, sources, &telemetry, Duration::from_millis(100))
+}
+
+fn instance(port: u16) -> Instance {
+    Instance::new(port.to_string(), crate::registry::Address::new("10.0.0.1", port).unwrap())
+}
+
+fn ports(follower: &Follower) -> Vec<u16> {
+    follower.cluster().load().endpoints.iter().map(|endpoint| endpoint.instance.address.port()).collect()
+}
+
+/// Lets everything that is due happen, and some virtual time pass.
+async fn settle() {
+    sleep(Duration::from_millis(250)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_source_that_lists_anything_is_in_force() {
+    let ((first, mut sinks1), (second, mut sinks2)) = (scripted("first"), scripted("second"));
+    let follower = start(vec![first, second], false);
+    let (sink1, sink2) = (sinks1.recv().await.unwrap(), sinks2.recv().await.unwrap());
+    sink2.set(vec![instance(2)]);
+    settle().await;
+    assert_eq!(ports(&follower), [2], "the first has not answered");
+    sink1.set(vec![instance(1)]);
+    settle().await;
+    assert_eq!(ports(&follower), [1]);
+    sink1.failed(RegistryError::Unreachable { server: "x".into(), cause: "gone".into() });
+    settle().await;
+    assert_eq!(ports(&follower), [1], "a failure takes nothing away");
+    assert!(follower.sources()[0].failure.is_some());
+    sink1.set(Vec::new());
+    settle().await;
+    assert_eq!(ports(&follower), [2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn unknown_means_that_every_source_said_so() {
+    let ((first, mut sinks1), (second, mut sinks2)) = (scripted("first"), scripted("second"));
+    let follower = start(vec![first, second], false);
+    let (sink1, sink2) = (sinks1.recv().await.unwrap(), sinks2.recv().await.unwrap());
+    sink1.set(Vec::new());
+    settle().await;
+    assert_eq!(follower.cluster().load().state, State::Pending);
+    sink2.set(Vec::new());
+    settle().await;
+    assert_eq!(follower.cluster().load().state, State::Unknown);
+    sink2.set(vec![instance(1)]);
+    settle().await;
+    sink2.set(Vec::new());
+    settle().await;
+    assert_eq!(follower.cluster().load().state, State::Known, "it had instances once");
+    let (registry, mut sinks) = scripted("only");
+    let pinned = start(vec![registry], true);
+    sinks.recv().await.unwrap().set(Vec::new());
+    settle().await;
+    assert_eq!(pinned.cluster().load().state, State::Known, "the config names it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn changes_are_published_at_once_and_then_gathered() {
+    let (registry, mut sinks) = scripted("r");
+    let follower = start(vec![registry], false);
+    let sink = sinks.recv().await.unwrap();
+    settle().await;
+    for port in 1..=50 {
+        sink.set((1..=port).map(instance).collect());
+        sleep(Duration::from_millis(10)).await;
+        if port == 1 {
+            assert_eq!(ports(&follower), [1], "the first one at once");
+        }
+    }
+    settle().await;
+    assert_eq!(ports(&follower).len(), 50);
+    let swaps = follower.cluster().metrics.table_swaps.get();
+    assert!((5..=8).contains(&swaps), "{swaps} in half a second");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_registry_is_followed_afresh_and_keeps_its_set() {
+    let (registry, mut sinks) = scripted("r");
+    let follower = start(vec![registry], false);
+    let sink = sinks.recv().await.unwrap();
+    sink.set(vec![instance(1)]);
+    sleep(Duration::from_secs(60)).await;
+    sink.alive();
+    let begun = Instant::now();
+    let again = sinks.recv().await.unwrap();
+    assert!((85..=95).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    assert_eq!(ports(&follower), [1]);
+    again.set(vec![instance(2)]);
+    settle().await;
+    assert_eq!(ports(&follower), [2]);
+}

@@ -1,0 +1,222 @@
+//! Keeps the table in step with the registries: a follower per service, started on the first request for it or because
+//! the config names it, dropped when nobody asks for it any more.
+
+mod follower;
+mod settings;
+
+pub use follower::SourceStatus;
+
+use crate::{
+    cluster::{Cluster, Table, table::State},
+    config::Config,
+    error::{ProxyError, Reason},
+    registry::Registry,
+    telemetry::Telemetry,
+};
+use follower::Follower;
+use indexmap::IndexMap;
+use settings::SettingsFor;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+use tokio::sync::{mpsc, oneshot};
+
+pub use settings::SettingsError;
+
+/// The registries by the names that the config gives them, in its order.
+pub type Registries = IndexMap<String, Arc<dyn Registry>>;
+
+/// What the workers and the admin hold of discovery.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    table: Arc<Table>,
+    first_answer: Arc<AtomicU64>,
+    orders: mpsc::UnboundedSender<Order>,
+}
+
+enum Order {
+    Follow { service: String, reply: oneshot::Sender<Result<Arc<Cluster>, ProxyError>> },
+    Sources { service: String, reply: oneshot::Sender<Vec<SourceStatus>> },
+    Reload { config: Arc<Config>, registries: Registries, reply: oneshot::Sender<Result<(), SettingsError>> },
+}
+
+impl Handle {
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// How long the first request for a service waits for the registries.
+    pub fn first_answer(&self) -> Duration {
+        Duration::from_millis(self.first_answer.load(Relaxed))
+    }
+
+    /// The cluster of a service that is perhaps not followed yet.
+    pub async fn follow(&self, service: &str) -> Result<Arc<Cluster>, ProxyError> {
+        let (reply, answer) = oneshot::channel();
+        let stopping = || ProxyError::new(Reason::ShuttingDown, "pillion is stopping");
+        self.orders.send(Order::Follow { service: service.into(), reply }).map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())?
+    }
+
+    /// What each source has said about a followed service; empty for one that is not followed.
+    pub async fn sources(&self, service: &str) -> Vec<SourceStatus> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.orders.send(Order::Sources { service: service.into(), reply });
+        answer.await.unwrap_or_default()
+    }
+
+    /// Takes over another config: followers whose sources or settings changed are started afresh, and what they knew
+    /// stays in force until their sources have answered. On an error nothing was changed.
+    pub async fn reload(&self, config: Arc<Config>, registries: Registries) -> Result<(), SettingsError> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.orders.send(Order::Reload { config, registries, reply });
+        answer.await.unwrap_or(Ok(()))
+    }
+
+    /// Whether each service that the config names has had its first answer.
+    pub fn is_ready(&self, config: &Config) -> bool {
+        config.services.keys().all(|service| self.table.get(service).is_some_and(|c| c.load().state != State::Pending))
+    }
+}
+
+/// The side that does the following. Runs on the control thread.
+pub struct Discovery {
+    table: Arc<Table>,
+    telemetry: Arc<Telemetry>,
+    config: Arc<Config>,
+    registries: Registries,
+    followers: HashMap<String, Follower>,
+    first_answer: Arc<AtomicU64>,
+    orders: mpsc::UnboundedReceiver<Order>,
+}
+
+impl Discovery {
+    pub fn new(
+        config: Arc<Config>,
+        registries: Registries,
+        telemetry: Arc<Telemetry>,
+    ) -> Result<(Self, Handle), SettingsError> {
+        let (sender, orders) = mpsc::unbounded_channel();
+        let table = Arc::new(Table::default());
+        let first_answer = Arc::new(AtomicU64::new(0));
+        let handle = Handle { table: table.clone(), first_answer: first_answer.clone(), orders: sender };
+        let mut discovery = Self {
+            table,
+            telemetry,
+            config: config.clone(),
+            registries,
+            followers: HashMap::new(),
+            first_answer,
+            orders,
+        };
+        let settings = SettingsFor::all(&config)?;
+        discovery.apply(settings);
+        Ok((discovery, handle))
+    }
+
+    /// Serves orders until all handles are gone.
+    pub async fn run(mut self) {
+        loop {
+            // Twice per idle time, so that a service goes between one and one and a half of it after its last request.
+            let look = (self.config.discovery.idle / 2).max(Duration::from_secs(1));
+            tokio::select! {
+                order = self.orders.recv() => match order {
+                    Some(order) => self.serve(order),
+                    None => return,
+                },
+                () = tokio::time::sleep(look) => self.drop_idle(),
+            }
+        }
+    }
+
+    fn serve(&mut self, order: Order) {
+        // Whoever asked may have gone; that is its affair.
+        match order {
+            Order::Follow { service, reply } => {
+                let _ = reply.send(self.follow(&service));
+            }
+            Order::Sources { service, reply } => {
+                let _ = reply.send(self.followers.get(&service).map(Follower::sources).unwrap_or_default());
+            }
+            Order::Reload { config, registries, reply } => {
+                let _ = reply.send(SettingsFor::all(&config).map(|settings| {
+                    self.config = config;
+                    self.registries = registries;
+                    self.apply(settings);
+                }));
+            }
+        }
+    }
+
+    fn follow(&mut self, service: &str) -> Result<Arc<Cluster>, ProxyError> {
+        if let Some(follower) = self.followers.get(service) {
+            return Ok(follower.cluster().clone());
+        }
+        let on_demand = self.followers.values().filter(|follower| !follower.is_pinned()).count();
+        let limit = self.config.discovery.max_services;
+        if on_demand >= limit {
+            let detail = format!("{limit} services are followed on demand already (discovery.max_services)");
+            return Err(ProxyError::new(Reason::TooManyServices, detail));
+        }
+        let settings = SettingsFor::one(&self.config, service).map_err(|error| {
+            ProxyError::new(Reason::DiscoveryTimeout, format!("the settings of `{service}` cannot be used: {error}"))
+        })?;
+        Ok(self.start(service, settings, None))
+    }
+
+    fn start(&mut self, service: &str, settings: SettingsFor, known: Option<Arc<Cluster>>) -> Arc<Cluster> {
+        let cluster = known.unwrap_or_else(|| {
+            let metrics = self.telemetry.metrics.service(service);
+            Arc::new(Cluster::new(service, settings.settings.clone(), metrics))
+        });
+        let sources = settings.sources.iter().filter_map(|name| self.registries.get(name).cloned()).collect();
+        let follower =
+            Follower::start(cluster.clone(), settings, sources, &self.telemetry, self.config.discovery.coalesce);
+        self.followers.insert(service.into(), follower);
+        self.table.insert(cluster.clone());
+        cluster
+    }
+
+    /// Starts what is new or changed under the current config, stops what is not named any more and not asked for.
+    fn apply(&mut self, mut settings: HashMap<String, SettingsFor>) {
+        let first_answer = u64::try_from(self.config.discovery.first_answer.as_millis()).unwrap_or(u64::MAX);
+        self.first_answer.store(first_answer, Relaxed);
+        let followed: Vec<String> = self.followers.keys().cloned().collect();
+        for service in followed {
+            let wanted = settings.remove(&service).map_or_else(|| SettingsFor::one(&self.config, &service), Ok);
+            match wanted {
+                Ok(wanted) => {
+                    let Some(follower) = self.followers.remove(&service) else { continue };
+                    let cluster = follower.stop();
+                    self.start(&service, wanted, Some(cluster));
+                }
+                // The defaults were checked with the config; a file may have gone since. The old settings stay.
+                Err(error) => tracing::error!(%service, %error, "the new settings cannot be used"),
+            }
+        }
+        for (service, settings) in settings {
+            self.start(&service, settings, None);
+        }
+    }
+
+    fn drop_idle(&mut self) {
+        let idle: Vec<String> = self
+            .followers
+            .iter()
+            .filter(|(_, follower)| !follower.is_pinned() && !follower.cluster().take_used())
+            .map(|(service, _)| service.clone())
+            .collect();
+        for service in idle {
+            tracing::debug!(%service, "no longer followed: nobody asked for it");
+            self.table.remove(&service);
+            if let Some(follower) = self.followers.remove(&service) {
+                follower.stop();
+            }
+        }
+    }
+}

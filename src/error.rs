@@ -1,0 +1,212 @@
+//! Why a request was not simply carried: whose fault it was, whether another try can help, and what the caller is told.
+
+use http::StatusCode;
+use std::borrow::Cow;
+
+/// Who would have to change something for the error to go away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// The one that called us.
+    Downstream,
+    /// The one that we called.
+    Upstream,
+    /// pillion or its configuration.
+    Internal,
+}
+
+/// Whether the same request may be tried once more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    Never,
+    /// Nothing of the request reached an application: any request may be tried again.
+    Always,
+    /// It may have been executed: only idempotent requests, and only those whose body is still at hand.
+    IfIdempotent,
+}
+
+/// Every reason there is, as a metric label, an access-log flag, and the `x-pillion-error` header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// The request cannot be parsed, or breaks a rule of HTTP.
+    BadRequest,
+    /// Two parsers could read the request differently.
+    AmbiguousRequest,
+    HeadTooLarge,
+    HeadTimeout,
+    /// `CONNECT`, or a transfer coding other than `chunked`.
+    Unsupported,
+    /// The caller went away, or broke off its request's body.
+    DownstreamClosed,
+    /// Nobody knows a service of this name.
+    UnknownService,
+    /// The service is known and has no endpoint.
+    NoEndpoints,
+    /// No registry answered about the service in time.
+    DiscoveryTimeout,
+    /// `discovery.max_services` are followed already.
+    TooManyServices,
+    ConnectFailed,
+    ConnectTimeout,
+    /// The upstream's connection ended before its response.
+    UpstreamClosed,
+    /// The upstream's response cannot be parsed, or breaks a rule of HTTP.
+    UpstreamProtocol,
+    /// The upstream refused the HTTP/2 stream before it looked at it.
+    UpstreamRefused,
+    /// The upstream's connection ended in the middle of its response.
+    UpstreamTruncated,
+    RequestTimeout,
+    /// No byte moved for `timeouts.idle`.
+    IdleTimeout,
+    /// pillion is stopping.
+    ShuttingDown,
+}
+
+impl Reason {
+    /// Every reason, in the order of their numbers.
+    pub const ALL: [Self; 19] = [
+        Self::BadRequest,
+        Self::AmbiguousRequest,
+        Self::HeadTooLarge,
+        Self::HeadTimeout,
+        Self::Unsupported,
+        Self::DownstreamClosed,
+        Self::UnknownService,
+        Self::NoEndpoints,
+        Self::DiscoveryTimeout,
+        Self::TooManyServices,
+        Self::ConnectFailed,
+        Self::ConnectTimeout,
+        Self::UpstreamClosed,
+        Self::UpstreamProtocol,
+        Self::UpstreamRefused,
+        Self::UpstreamTruncated,
+        Self::RequestTimeout,
+        Self::IdleTimeout,
+        Self::ShuttingDown,
+    ];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::BadRequest => "bad_request",
+            Self::AmbiguousRequest => "ambiguous_request",
+            Self::HeadTooLarge => "head_too_large",
+            Self::HeadTimeout => "head_timeout",
+            Self::Unsupported => "unsupported",
+            Self::DownstreamClosed => "downstream_closed",
+            Self::UnknownService => "unknown_service",
+            Self::NoEndpoints => "no_endpoints",
+            Self::DiscoveryTimeout => "discovery_timeout",
+            Self::TooManyServices => "too_many_services",
+            Self::ConnectFailed => "connect_failed",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::UpstreamClosed => "upstream_closed",
+            Self::UpstreamProtocol => "upstream_protocol",
+            Self::UpstreamRefused => "upstream_refused",
+            Self::UpstreamTruncated => "upstream_truncated",
+            Self::RequestTimeout => "request_timeout",
+            Self::IdleTimeout => "idle_timeout",
+            Self::ShuttingDown => "shutting_down",
+        }
+    }
+
+    pub const fn fault(self) -> Fault {
+        match self {
+            Self::BadRequest
+            | Self::AmbiguousRequest
+            | Self::HeadTooLarge
+            | Self::HeadTimeout
+            | Self::Unsupported
+            | Self::DownstreamClosed
+            | Self::UnknownService => Fault::Downstream,
+            Self::NoEndpoints
+            | Self::ConnectFailed
+            | Self::ConnectTimeout
+            | Self::UpstreamClosed
+            | Self::UpstreamProtocol
+            | Self::UpstreamRefused
+            | Self::UpstreamTruncated
+            | Self::RequestTimeout
+            | Self::IdleTimeout => Fault::Upstream,
+            Self::DiscoveryTimeout | Self::TooManyServices | Self::ShuttingDown => Fault::Internal,
+        }
+    }
+
+    pub const fn retry(self) -> Retry {
+        match self {
+            Self::ConnectFailed | Self::ConnectTimeout | Self::UpstreamRefused => Retry::Always,
+            Self::UpstreamClosed => Retry::IfIdempotent,
+            _ => Retry::Never,
+        }
+    }
+
+    /// What an HTTP caller gets.
+    pub const fn status(self) -> StatusCode {
+        match self {
+            Self::BadRequest | Self::AmbiguousRequest => StatusCode::BAD_REQUEST,
+            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::HeadTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::Unsupported => StatusCode::NOT_IMPLEMENTED,
+            // Never sent: there is nobody to read it. It stands in the access log, as nginx writes it there.
+            Self::DownstreamClosed => match StatusCode::from_u16(499) {
+                Ok(status) => status,
+                Err(_) => StatusCode::BAD_REQUEST,
+            },
+            Self::UnknownService => StatusCode::NOT_FOUND,
+            Self::NoEndpoints | Self::DiscoveryTimeout | Self::TooManyServices | Self::ShuttingDown => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::ConnectFailed
+            | Self::UpstreamClosed
+            | Self::UpstreamProtocol
+            | Self::UpstreamRefused
+            | Self::UpstreamTruncated => StatusCode::BAD_GATEWAY,
+            Self::ConnectTimeout | Self::RequestTimeout | Self::IdleTimeout => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+
+    /// What a gRPC caller gets: the code that makes its own retries do the right thing.
+    /// (Numbers: grpc.io, "Status codes and their use in gRPC".)
+    pub const fn grpc_status(self) -> u8 {
+        match self {
+            Self::BadRequest | Self::AmbiguousRequest | Self::HeadTooLarge => 13, // INTERNAL, as gRPC maps HTTP 400
+            Self::HeadTimeout | Self::RequestTimeout => 4,                        // DEADLINE_EXCEEDED
+            Self::DownstreamClosed => 1,                                          // CANCELLED
+            Self::UnknownService | Self::Unsupported => 12, // UNIMPLEMENTED, as gRPC maps HTTP 404
+            Self::UpstreamProtocol => 13,
+            _ => 14, // UNAVAILABLE
+        }
+    }
+}
+
+/// An error on the way of one request: the reason, and what exactly happened for the one who reads the log.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{}: {detail}", reason.as_str())]
+pub struct ProxyError {
+    pub reason: Reason,
+    pub detail: Cow<'static, str>,
+}
+
+impl ProxyError {
+    pub fn new(reason: Reason, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { reason, detail: detail.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_listed_once_and_in_order() {
+        for (number, reason) in Reason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, number, "{}", reason.as_str());
+        }
+    }
+
+    #[test]
+    fn only_what_surely_was_not_executed_is_always_retried() {
+        let always: Vec<_> = Reason::ALL.into_iter().filter(|r| r.retry() == Retry::Always).collect();
+        assert_eq!(always, [Reason::ConnectFailed, Reason::ConnectTimeout, Reason::UpstreamRefused]);
+    }
+}

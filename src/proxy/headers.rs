@@ -1,0 +1,324 @@
+//! What a proxy does to a message's headers: hop-by-hop fields end here, and the next hop learns who asked.
+
+use crate::{
+    error::{ProxyError, Reason},
+    proxy::h1::head::tokens,
+};
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{CONNECTION, CONTENT_TYPE, HOST, TE, TRANSFER_ENCODING, UPGRADE},
+    request,
+};
+use std::{fmt::Write as _, net::SocketAddr, time::Duration};
+use tokio::time::Instant;
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const X_REQUEST_TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout");
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+/// Who a connection's requests come from; made once per connection.
+#[derive(Debug)]
+pub struct Origin {
+    pub peer: SocketAddr,
+    forwarded_for: HeaderValue,
+    proto: HeaderValue,
+}
+
+impl Origin {
+    pub fn new(peer: SocketAddr) -> Self {
+        let forwarded_for = HeaderValue::from_str(&peer.ip().to_canonical().to_string())
+            .unwrap_or_else(|_| HeaderValue::from_static("unknown"));
+        Self { peer, forwarded_for, proto: HeaderValue::from_static("http") }
+    }
+}
+
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|value| {
+        value
+            .as_bytes()
+            .strip_prefix(b"application/grpc")
+            .is_some_and(|rest| matches!(rest, [] | [b'+' | b';' | b' ', ..]))
+    })
+}
+
+pub fn is_upgrade(headers: &HeaderMap) -> bool {
+    headers.contains_key(UPGRADE)
+        && headers.get_all(CONNECTION).iter().flat_map(tokens).any(|token| token.eq_ignore_ascii_case(b"upgrade"))
+}
+
+/// Makes the request's headers those of the next hop: without hop-by-hop fields, with `x-forwarded-*` and `x-request-id`.
+pub fn prepare_request(parts: &mut request::Parts, origin: &Origin) {
+    let upgrade = is_upgrade(&parts.headers).then(|| parts.headers.get(UPGRADE).cloned()).flatten();
+    let headers = &mut parts.headers;
+    let trailers = headers.get_all(TE).iter().flat_map(tokens).any(|token| token.eq_ignore_ascii_case(b"trailers"));
+    strip_hop_by_hop(headers);
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    // HTTP/2's own upgrade from HTTP/1 ends here: it is about this connection, and a client must take no for an answer.
+    if let Some(upgrade) = upgrade.filter(|upgrade| !upgrade.as_bytes().eq_ignore_ascii_case(b"h2c")) {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(UPGRADE, upgrade);
+    }
+    // The authority of an absolute target wins over `Host` (RFC 9112, section 3.2.2), and is `:authority` of HTTP/2.
+    if let Some(authority) = parts.uri.authority() {
+        let same = headers.get(HOST).is_some_and(|host| host.as_bytes() == authority.as_str().as_bytes());
+        if !same && let Ok(host) = HeaderValue::from_str(authority.as_str()) {
+            headers.insert(HOST, host);
+        }
+    }
+    match headers.get(X_FORWARDED_FOR) {
+        None => {
+            headers.insert(X_FORWARDED_FOR, origin.forwarded_for.clone());
+        }
+        Some(before) => {
+            let all = [before.as_bytes(), b", ", origin.forwarded_for.as_bytes()].concat();
+            if let Ok(all) = HeaderValue::from_bytes(&all) {
+                headers.insert(X_FORWARDED_FOR, all);
+            }
+        }
+    }
+    if !headers.contains_key(X_FORWARDED_PROTO) {
+        headers.insert(X_FORWARDED_PROTO, origin.proto.clone());
+    }
+    if !headers.contains_key(X_FORWARDED_HOST)
+        && let Some(host) = headers.get(HOST).cloned()
+    {
+        headers.insert(X_FORWARDED_HOST, host);
+    }
+    if !headers.contains_key(X_REQUEST_ID) {
+        headers.insert(X_REQUEST_ID, request_id());
+    }
+}
+
+/// Makes the response's headers those of the previous hop.
+pub fn prepare_response(headers: &mut HeaderMap) {
+    let upgrade = headers.get(UPGRADE).filter(|_| is_upgrade(headers)).cloned();
+    strip_hop_by_hop(headers);
+    if let Some(upgrade) = upgrade {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(UPGRADE, upgrade);
+    }
+}
+
+/// Removes what concerns one connection only, and what `Connection` names as such (RFC 9110, section 7.6.1).
+fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .flat_map(tokens)
+            .filter_map(|t| HeaderName::from_bytes(t).ok())
+            .collect();
+        headers.remove(CONNECTION);
+        for name in named.into_iter().filter(|name| name != HOST) {
+            headers.remove(name);
+        }
+    }
+    for name in [KEEP_ALIVE, PROXY_CONNECTION, TE, TRANSFER_ENCODING, UPGRADE, HTTP2_SETTINGS] {
+        headers.remove(name);
+    }
+}
+
+/// 32 hexadecimal digits. Not a secret, so the quick generator is enough.
+fn request_id() -> HeaderValue {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let (mut random, mut text) = (fastrand::u128(..), [0; 32]);
+    for digit in &mut text {
+        *digit = DIGITS[(random & 0xf) as usize];
+        random >>= 4;
+    }
+    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("0"))
+}
+
+/// When the caller wants its answer at the latest, by `grpc-timeout` or `x-request-timeout`. What is
+/// left of it at each try is written back with [`put_deadline`].
+pub fn deadline(headers: &HeaderMap, now: Instant) -> Result<Option<Instant>, ProxyError> {
+    let mut timeout: Option<Duration> = None;
+    for (name, parse) in
+        [(GRPC_TIMEOUT, parse_grpc as fn(&str) -> Option<Duration>), (X_REQUEST_TIMEOUT, parse_timeout)]
+    {
+        let Some(value) = headers.get(&name) else { continue };
+        let Some(asked) = value.to_str().ok().and_then(parse) else {
+            let detail = format!("the value of {name} is not a timeout");
+            return Err(ProxyError::new(Reason::BadRequest, detail));
+        };
+        timeout = Some(timeout.map_or(asked, |other| other.min(asked)));
+    }
+    let deadline = timeout.map(|timeout| now + timeout);
+    if deadline.is_some_and(|deadline| deadline <= now) {
+        return Err(ProxyError::new(Reason::RequestTimeout, "the caller's deadline is past"));
+    }
+    Ok(deadline)
+}
+
+/// Writes what is left until `deadline` into those of the two headers that the request has.
+pub fn put_deadline(headers: &mut HeaderMap, deadline: Instant) {
+    // Never zero: that would mean "past" to some and "none" to others.
+    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    let mut text = String::with_capacity(16);
+    if headers.contains_key(GRPC_TIMEOUT) {
+        let micros = left.as_micros();
+        let written = if micros < 100_000_000 {
+            write!(text, "{micros}u")
+        } else if left.as_millis() < 100_000_000 {
+            write!(text, "{}m", left.as_millis())
+        } else {
+            write!(text, "{}S", left.as_secs().min(99_999_999))
+        };
+        if let (Ok(()), Ok(value)) = (written, HeaderValue::from_str(&text)) {
+            headers.insert(GRPC_TIMEOUT, value);
+        }
+    }
+    if headers.contains_key(X_REQUEST_TIMEOUT) {
+        text.clear();
+        if let (Ok(()), Ok(value)) = (write!(text, "{}ms", left.as_millis()), HeaderValue::from_str(&text)) {
+            headers.insert(X_REQUEST_TIMEOUT, value);
+        }
+    }
+}
+
+/// At most 8 digits and a unit, as the gRPC protocol has it.
+fn parse_grpc(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(count * 3600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
+/// A number with a unit (`250ms`, `3s`), or milliseconds alone, as Envoy's timeout headers have them.
+fn parse_timeout(text: &str) -> Option<Duration> {
+    // More than a year is a mistake, and would overflow the clock.
+    const LIMIT: Duration = Duration::from_secs(366 * 86_400);
+    let timeout = match text.parse() {
+        Ok(millis) => Duration::from_millis(millis),
+        Err(_) => crate::config::human::parse(text).ok()?,
+    };
+    (timeout <= LIMIT).then_some(timeout)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Request;
+
+    fn prepared(fields: &[(&str, &str)]) -> HeaderMap {
+        let builder = fields.iter().fold(Request::get("/"), |b, (name, value)| b.header(*name, *value));
+        let (mut parts, ()) = builder.body(()).unwrap().into_parts();
+        prepare_request(&mut parts, &Origin::new("10.1.2.3:9".parse().unwrap()));
+        parts.headers
+    }
+
+    #[test]
+    fn hop_by_hop_fields_end_here_with_those_that_connection_names() {
+        let headers = prepared(&[
+            ("connection", "close, X-Private"),
+            ("connection", "x-second"),
+            ("x-private", "1"),
+            ("x-second", "1"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "keep-alive"),
+            ("te", "gzip, trailers"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "websocket"),
+            ("traceparent", "00-1-2-01"),
+            ("baggage", "a=b"),
+        ]);
+        for gone in
+            ["connection", "x-private", "x-second", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"]
+        {
+            assert!(!headers.contains_key(gone), "{gone}");
+        }
+        assert_eq!(
+            (&headers["te"], &headers["traceparent"], &headers["baggage"]),
+            (
+                &HeaderValue::from_static("trailers"),
+                &HeaderValue::from_static("00-1-2-01"),
+                &HeaderValue::from_static("a=b")
+            )
+        );
+    }
+
+    #[test]
+    fn an_upgrade_goes_through_and_h2c_does_not() {
+        let headers = prepared(&[("connection", "Upgrade, keep-alive"), ("upgrade", "websocket")]);
+        assert_eq!(
+            (&headers["connection"], &headers["upgrade"]),
+            (&HeaderValue::from_static("upgrade"), &HeaderValue::from_static("websocket"))
+        );
+        assert!(!prepared(&[("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c")]).contains_key("upgrade"));
+    }
+
+    #[test]
+    fn the_next_hop_learns_who_asked() {
+        let headers = prepared(&[("host", "users"), ("x-forwarded-for", "1.1.1.1"), ("x-forwarded-proto", "https")]);
+        assert_eq!(headers["x-forwarded-for"], "1.1.1.1, 10.1.2.3");
+        assert_eq!(headers["x-forwarded-proto"], "https");
+        assert_eq!(headers["x-forwarded-host"], "users");
+        assert_eq!(headers["x-request-id"].len(), 32);
+        assert_eq!(prepared(&[("x-request-id", "mine")])["x-request-id"], "mine");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_shorter_timeout_counts_and_is_passed_on_reduced() {
+        let mut headers = HeaderMap::new();
+        headers.insert("grpc-timeout", HeaderValue::from_static("2S"));
+        headers.insert("x-request-timeout", HeaderValue::from_static("1500ms"));
+        let now = Instant::now();
+        let deadline = deadline(&headers, now).unwrap().unwrap();
+        assert_eq!(deadline - now, Duration::from_millis(1500));
+        tokio::time::advance(Duration::from_millis(400)).await;
+        put_deadline(&mut headers, deadline);
+        assert_eq!(
+            (&headers["grpc-timeout"], &headers["x-request-timeout"]),
+            (&HeaderValue::from_static("1100000u"), &HeaderValue::from_static("1100ms"))
+        );
+    }
+
+    #[test]
+    fn a_timeout_that_is_none_or_past_is_refused() {
+        for (name, value, reason) in [
+            ("grpc-timeout", "123456789S", Reason::BadRequest),
+            ("grpc-timeout", "5x", Reason::BadRequest),
+            ("grpc-timeout", "S", Reason::BadRequest),
+            ("grpc-timeout", "é", Reason::BadRequest),
+            ("x-request-timeout", "soon", Reason::BadRequest),
+            ("x-request-timeout", "99999999999999", Reason::BadRequest),
+            ("grpc-timeout", "0m", Reason::RequestTimeout),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_bytes(value.as_bytes()).unwrap());
+            assert_eq!(deadline(&headers, Instant::now()).unwrap_err().reason, reason, "{name}: {value}");
+        }
+    }
+
+    #[test]
+    fn grpc_is_told_by_its_content_type() {
+        for (value, expected) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc-web", false),
+            ("text/html", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(CONTENT_TYPE, HeaderValue::from_str(value).unwrap());
+            assert_eq!(is_grpc(&headers), expected, "{value}");
+        }
+    }
+}

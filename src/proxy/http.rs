@@ -1,0 +1,341 @@
+//! The life of one request: route, pick, checkout, send, respond; round the middle again where another try can help.
+
+use super::{
+    body::Body,
+    connect::ConnectError,
+    h1, h2,
+    headers::{self, Origin},
+    listener::Listener,
+    pool::{Lease, Pool},
+    record::Record,
+    respond,
+    timer::Timer,
+};
+use crate::{
+    cluster::{Cluster, Endpoint, Snapshot, endpoint::InFlight, table::State},
+    config::Timeouts,
+    discovery,
+    error::{ProxyError, Reason, Retry},
+    registry::Protocol,
+    route,
+    telemetry::Telemetry,
+};
+use http::{Request, Response, request};
+use std::{
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// One worker's proxy: everything a request needs, none of it shared by a lock.
+#[derive(Debug)]
+pub struct Proxy {
+    pub discovery: discovery::Handle,
+    pub pool: Rc<Pool>,
+    pub telemetry: Arc<Telemetry>,
+}
+
+/// Where a request came in, as its codec knows it.
+pub struct Downstream<'a> {
+    pub proxy: &'a Proxy,
+    pub listener: &'a Rc<Listener>,
+    pub origin: &'a Origin,
+    pub timer: &'a mut Timer,
+    pub interim: &'a dyn Interim,
+}
+
+/// Takes informational (1xx) responses on their way to the client.
+pub trait Interim {
+    fn send(&self, response: Response<()>);
+}
+
+/// A request is tried at most this often. (Retries beyond dead connections come with their policy.)
+const MAX_TRIES: u32 = 3;
+
+/// Carries a request and gives its response, which is pillion's own if something went wrong, and the record of it, which
+/// the codec ends when the body has been written.
+pub async fn handle(request: Request<Body>, down: &mut Downstream<'_>) -> (Response<Body>, Record) {
+    let mut record = Record::start(down, &request);
+    let is_grpc = headers::is_grpc(request.headers());
+    let response = match carry(request, down, &mut record).await {
+        Ok(response) => response,
+        Err(error) => {
+            let response = respond::error(&error, is_grpc);
+            record.failed(error);
+            response
+        }
+    };
+    record.responded(response.status());
+    (response, record)
+}
+
+async fn carry(
+    request: Request<Body>,
+    down: &mut Downstream<'_>,
+    record: &mut Record,
+) -> Result<Response<Body>, ProxyError> {
+    let cluster = find_cluster(&request, down).await?;
+    cluster.mark_used();
+    record.routed(cluster.clone());
+    let snapshot = ready_snapshot(&cluster, down.proxy.discovery.first_answer()).await?;
+    let (mut parts, body) = request.into_parts();
+    let deadline = headers::deadline(&parts.headers, record.started())?;
+    headers::prepare_request(&mut parts, down.origin);
+    record.prepared(&parts);
+    let timeouts = &snapshot.settings.service.timeouts;
+    let mut waiting = Waiting::new(&mut *down.timer, timeouts, deadline);
+    let mut response =
+        try_endpoints(&cluster, &snapshot, &mut parts, body, &mut waiting, down.proxy, down.interim, record).await?;
+    headers::prepare_response(response.headers_mut());
+    Ok(response)
+}
+
+/// The service that the request asks for.
+async fn find_cluster(request: &Request<Body>, down: &Downstream<'_>) -> Result<Arc<Cluster>, ProxyError> {
+    let service = route::service(request, &down.listener.rule)?;
+    match down.proxy.discovery.table().get(service) {
+        Some(cluster) => Ok(cluster),
+        None => down.proxy.discovery.follow(service).await,
+    }
+}
+
+/// The service's endpoints; on the first request for it, once its registry has answered.
+async fn ready_snapshot(cluster: &Cluster, first_answer: Duration) -> Result<Arc<Snapshot>, ProxyError> {
+    let mut snapshot = cluster.load();
+    if snapshot.state == State::Pending {
+        snapshot = cluster.first_answer(first_answer).await;
+    }
+    match snapshot.state {
+        State::Known => Ok(arc_swap::Guard::into_inner(snapshot)),
+        State::Unknown => {
+            let detail = format!("no registry knows a service `{}`", cluster.name);
+            Err(ProxyError::new(Reason::UnknownService, detail))
+        }
+        State::Pending => {
+            let detail = format!("no registry answered about `{}` in {first_answer:?}", cluster.name);
+            Err(ProxyError::new(Reason::DiscoveryTimeout, detail))
+        }
+    }
+}
+
+/// Sends the request to one endpoint after another until a response begins, or another try cannot help.
+async fn try_endpoints(
+    cluster: &Cluster,
+    snapshot: &Snapshot,
+    parts: &mut request::Parts,
+    mut body: Body,
+    waiting: &mut Waiting<'_>,
+    proxy: &Proxy,
+    interim: &dyn Interim,
+    record: &mut Record,
+) -> Result<Response<Body>, ProxyError> {
+    let mut tried: Vec<Arc<Endpoint>> = Vec::new();
+    let mut endpoint = snapshot.pick(&tried, record.started()).ok_or_else(|| no_endpoints(snapshot))?.clone();
+    let mut fresh = false;
+    loop {
+        record.attempt(InFlight::start(endpoint.clone()));
+        let started = Instant::now();
+        let failure = match send_to(cluster, snapshot, &endpoint, parts, body, waiting, proxy, interim, fresh).await {
+            Ok(response) => {
+                let now = Instant::now();
+                endpoint.live.observe(now - started, now);
+                return Ok(response);
+            }
+            Err(failure) => failure,
+        };
+        let may_retry = record.attempts() < MAX_TRIES && failure.may_retry(&parts.method);
+        // A pooled connection that died says nothing about its endpoint, which gets one more chance on a fresh one.
+        fresh = failure.reused;
+        let next = if fresh {
+            Some(endpoint.clone())
+        } else {
+            endpoint.live.failed();
+            tried.push(endpoint);
+            snapshot
+                .pick(&tried, Instant::now())
+                .filter(|next| !tried.iter().any(|t| Arc::ptr_eq(&t.live, &next.live)))
+                .cloned()
+        };
+        match (failure.body, next) {
+            (Some(rest), Some(next)) if may_retry => {
+                tracing::debug!(next = %next.instance.address, error = %failure.error, "trying again");
+                record.retried(failure.error.reason);
+                (body, endpoint) = (rest, next);
+            }
+            _ => return Err(failure.error),
+        }
+    }
+}
+
+/// One try: a connection to the endpoint, and the exchange on it.
+#[allow(clippy::too_many_arguments, reason = "the request's own parts, passed down one level")]
+async fn send_to(
+    cluster: &Cluster,
+    snapshot: &Snapshot,
+    endpoint: &Arc<Endpoint>,
+    parts: &mut request::Parts,
+    body: Body,
+    waiting: &mut Waiting<'_>,
+    proxy: &Proxy,
+    interim: &dyn Interim,
+    fresh: bool,
+) -> Result<Response<Body>, SendFailure> {
+    let wanted = upstream_protocol(snapshot, endpoint, parts);
+    let lease = match proxy.pool.checkout(cluster, endpoint, &snapshot.settings, wanted, fresh).await {
+        Ok(lease) => lease,
+        Err(error) => return Err(SendFailure::before(connect_error(endpoint, &error), body)),
+    };
+    waiting.shorten(&mut parts.headers);
+    match lease {
+        Lease::H1(upstream) => {
+            let reused = upstream.is_reused();
+            h1::send(upstream, parts, body, waiting, interim).await.map_err(|failure| SendFailure { reused, ..failure })
+        }
+        Lease::H2(upstream) => h2::send(upstream, parts, body, waiting, interim).await,
+    }
+}
+
+/// What to speak to the endpoint: what the config says, what the registry says, what the request needs. `None`: what
+/// ALPN settles.
+fn upstream_protocol(snapshot: &Snapshot, endpoint: &Endpoint, parts: &request::Parts) -> Option<Protocol> {
+    let service = &snapshot.settings.service;
+    let tls = service.tls.is_some() || endpoint.instance.tls == Some(true);
+    service.protocol.or(endpoint.instance.protocol).or_else(|| {
+        if headers::is_grpc(&parts.headers) {
+            Some(Protocol::Http2)
+        } else if tls && !headers::is_upgrade(&parts.headers) {
+            None
+        } else {
+            Some(Protocol::Http1)
+        }
+    })
+}
+
+fn no_endpoints(snapshot: &Snapshot) -> ProxyError {
+    let detail = match snapshot.endpoints.len() {
+        0 => "the service has no endpoints".into(),
+        count => format!("none of the service's {count} endpoints can take requests").into(),
+    };
+    ProxyError { reason: Reason::NoEndpoints, detail }
+}
+
+fn connect_error(endpoint: &Endpoint, error: &ConnectError) -> ProxyError {
+    ProxyError::new(error.reason(), format!("{}: {error}", endpoint.instance.address))
+}
+
+/// A try that gave no response.
+#[derive(Debug)]
+pub struct SendFailure {
+    pub error: ProxyError,
+    /// Whether any byte of the request was written.
+    pub wrote: bool,
+    /// Whether the connection had served before, so that it may have been closed in the meantime.
+    pub reused: bool,
+    /// The body from its start, if it is still at hand.
+    pub body: Option<Body>,
+}
+
+impl SendFailure {
+    /// One that failed before the body was touched.
+    pub fn before(error: ProxyError, body: Body) -> Self {
+        Self { error, wrote: false, reused: false, body: Some(body) }
+    }
+
+    fn may_retry(&self, method: &http::Method) -> bool {
+        match self.error.reason.retry() {
+            Retry::Never => false,
+            Retry::Always => true,
+            Retry::IfIdempotent => !self.wrote || method.is_idempotent(),
+        }
+    }
+}
+
+/// How long one request may take, over all its tries.
+pub struct Waiting<'t> {
+    timer: &'t mut Timer,
+    /// From the end of the request to the start of the response.
+    request: Duration,
+    /// Without a byte of the request, while it is sent.
+    idle: Duration,
+    /// What the caller asked for.
+    deadline: Option<Instant>,
+    /// When it is over, as known so far.
+    until: Option<Instant>,
+    sent: bool,
+    seen: u64,
+    quiet: u32,
+}
+
+impl<'t> Waiting<'t> {
+    /// The idle time is looked at this often per period, so that bytes that move cost nothing.
+    const LOOKS: u32 = 4;
+
+    pub fn new(timer: &'t mut Timer, timeouts: &Timeouts, deadline: Option<Instant>) -> Self {
+        timer.clear();
+        Self {
+            timer,
+            request: timeouts.request,
+            idle: timeouts.idle,
+            deadline,
+            until: deadline,
+            sent: false,
+            seen: 0,
+            quiet: 0,
+        }
+    }
+
+    /// The whole request has left; from now on the response is waited for.
+    pub fn request_sent(&mut self) {
+        if !self.sent {
+            self.sent = true;
+            let until = Instant::now() + self.request;
+            let until = self.deadline.map_or(until, |deadline| deadline.min(until));
+            self.until = Some(until);
+            self.timer.set(until);
+        }
+    }
+
+    /// Ready with the error when time is up. `moved` counts what has been sent.
+    pub fn poll_expired(&mut self, moved: u64, cx: &mut Context<'_>) -> Poll<ProxyError> {
+        if !self.sent && self.quiet == 0 && self.seen == 0 {
+            self.next_look();
+        }
+        while self.timer.poll_expired(cx).is_ready() {
+            let now = Instant::now();
+            if self.until.is_some_and(|until| now >= until) {
+                let detail = if self.until == self.deadline {
+                    "the caller's deadline is past".into()
+                } else {
+                    format!("no response in {:?}", self.request).into()
+                };
+                return Poll::Ready(ProxyError { reason: Reason::RequestTimeout, detail });
+            }
+            if self.sent {
+                return Poll::Pending;
+            }
+            self.quiet = if moved == self.seen { self.quiet + 1 } else { 1 };
+            self.seen = moved;
+            if self.quiet > Self::LOOKS {
+                let detail = format!("nothing of the request moved for {:?}", self.idle);
+                return Poll::Ready(ProxyError::new(Reason::IdleTimeout, detail));
+            }
+            self.next_look();
+        }
+        Poll::Pending
+    }
+
+    fn next_look(&mut self) {
+        self.quiet = self.quiet.max(1);
+        let look = Instant::now() + self.idle / Self::LOOKS;
+        self.timer.set(self.until.map_or(look, |until| until.min(look)));
+    }
+
+    /// Passes the caller's deadline on, reduced by what has passed.
+    fn shorten(&self, headers: &mut http::HeaderMap) {
+        if let Some(deadline) = self.deadline {
+            headers::put_deadline(headers, deadline);
+        }
+    }
+}

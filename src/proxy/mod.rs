@@ -1,0 +1,14 @@
+//! The request path. [`http::handle`] is where a request comes in, whichever codec read it; it reads downwards from there.
+
+pub mod body;
+pub mod connect;
+pub mod h1;
+pub mod h2;
+pub mod headers;
+pub mod http;
+pub mod listener;
+pub mod pool;
+pub mod record;
+pub mod respond;
+pub mod timer;
+pub mod tunnel;

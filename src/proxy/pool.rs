@@ -1,0 +1,350 @@
+//! Connections to upstreams, kept per worker and endpoint.
+//!
+//! HTTP/1.1: the one used last is taken first, so that surplus ones grow idle and are closed. HTTP/2: one connection per
+//! endpoint, opened once however many requests wait for it; a further one only when all its streams are in use.
+
+use super::{
+    connect::{ConnectError, connect},
+    h2,
+};
+use crate::{
+    cluster::{Cluster, Endpoint, Live, table::Settings},
+    net::io::{Io, Stream},
+    registry::Protocol,
+    telemetry::{labels::PoolClosed, metrics::PoolMetrics, metrics::ServiceMetrics},
+};
+use futures_util::future::{FutureExt, LocalBoxFuture, Shared};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    rc::Rc,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// All connections of one worker.
+#[derive(Debug, Default)]
+pub struct Pool {
+    slots: RefCell<HashMap<u64, Rc<Slot>, foldhash::fast::FixedState>>,
+}
+
+/// A connection for one request.
+#[derive(Debug)]
+pub enum Lease {
+    H1(H1Lease),
+    H2(H2Lease),
+}
+
+/// The connections to one endpoint.
+#[derive(Debug)]
+pub struct Slot {
+    /// Gone when the endpoint is.
+    live: Weak<Live>,
+    settings: RefCell<Arc<Settings>>,
+    metrics: Arc<ServiceMetrics>,
+    idle: RefCell<Vec<H1Connection>>,
+    multiplexed: RefCell<Vec<Rc<h2::Connection>>>,
+    connecting: RefCell<Option<Connecting>>,
+    /// What ALPN settled, where neither config nor registry said it.
+    settled: Cell<Option<Protocol>>,
+}
+
+/// A connection attempt that several requests wait for.
+type Connecting = Shared<LocalBoxFuture<'static, Result<(), ConnectError>>>;
+
+impl Pool {
+    /// A connection to `endpoint`: a pooled one if there is one and `fresh` is not asked for.
+    pub async fn checkout(
+        &self,
+        cluster: &Cluster,
+        endpoint: &Arc<Endpoint>,
+        settings: &Arc<Settings>,
+        wanted: Option<Protocol>,
+        fresh: bool,
+    ) -> Result<Lease, ConnectError> {
+        let slot = self.slot(cluster, endpoint, settings);
+        loop {
+            match wanted.or(slot.settled.get()) {
+                Some(Protocol::Http1) => return slot.http1(endpoint, settings, fresh).await.map(Lease::H1),
+                Some(Protocol::Http2) => return slot.http2(endpoint, settings).await.map(Lease::H2),
+                // The first connection tells what it is; those who come meanwhile wait for it.
+                None => slot.connecting(endpoint, settings, None).await?,
+            }
+        }
+    }
+
+    fn slot(&self, cluster: &Cluster, endpoint: &Arc<Endpoint>, settings: &Arc<Settings>) -> Rc<Slot> {
+        if let Some(slot) = self.slots.borrow().get(&endpoint.live.key) {
+            if !Arc::ptr_eq(&slot.settings.borrow(), settings) {
+                *slot.settings.borrow_mut() = settings.clone();
+            }
+            return slot.clone();
+        }
+        let slot = Rc::new(Slot {
+            live: Arc::downgrade(&endpoint.live),
+            settings: RefCell::new(settings.clone()),
+            metrics: cluster.metrics.clone(),
+            idle: RefCell::default(),
+            multiplexed: RefCell::default(),
+            connecting: RefCell::default(),
+            settled: Cell::new(None),
+        });
+        self.slots.borrow_mut().insert(endpoint.live.key, slot.clone());
+        slot
+    }
+
+    /// Closes what is idle for too long, too old, closed by its peer, or belongs to an endpoint that is gone. Never ends.
+    pub async fn sweep(self: Rc<Self>) {
+        let mut ticks = tokio::time::interval(Duration::from_secs(1));
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let now = Instant::now();
+            self.slots.borrow_mut().retain(|_, slot| {
+                slot.sweep(now);
+                slot.live.strong_count() > 0
+            });
+        }
+    }
+}
+
+impl Slot {
+    fn pool(&self) -> &PoolMetrics {
+        &self.metrics.pool
+    }
+
+    async fn http1(
+        self: &Rc<Self>,
+        endpoint: &Endpoint,
+        settings: &Settings,
+        fresh: bool,
+    ) -> Result<H1Lease, ConnectError> {
+        while !fresh {
+            let Some(connection) = self.idle.borrow_mut().pop() else { break };
+            self.pool().idle.dec();
+            if let Some(why) = connection.unfit(settings) {
+                self.pool().closed.inc(why as usize);
+                continue;
+            }
+            return Ok(H1Lease::new(connection, self.clone()));
+        }
+        let (stream, _) = self.open(endpoint, settings, Some(Protocol::Http1)).await?;
+        Ok(H1Lease::new(H1Connection::new(stream), self.clone()))
+    }
+
+    async fn http2(
+        self: &Rc<Self>,
+        endpoint: &Arc<Endpoint>,
+        settings: &Arc<Settings>,
+    ) -> Result<H2Lease, ConnectError> {
+        loop {
+            let max_age = settings.service.pool.max_age;
+            let free = self.multiplexed.borrow().iter().find(|connection| connection.has_room(max_age)).cloned();
+            if let Some(connection) = free {
+                return Ok(H2Lease::new(connection));
+            }
+            self.connecting(endpoint, settings, Some(Protocol::Http2)).await?;
+        }
+    }
+
+    /// Opens a connection that others may be waiting for as well, and puts it where it belongs.
+    fn connecting(
+        self: &Rc<Self>,
+        endpoint: &Arc<Endpoint>,
+        settings: &Arc<Settings>,
+        wanted: Option<Protocol>,
+    ) -> Connecting {
+        let (slot, endpoint, settings) = (self.clone(), endpoint.clone(), settings.clone());
+        self.connecting
+            .borrow_mut()
+            .get_or_insert_with(|| {
+                let attempt = async move {
+                    let opened = slot.clone().open_shared(&endpoint, &settings, wanted).await;
+                    slot.connecting.borrow_mut().take();
+                    opened
+                };
+                attempt.boxed_local().shared()
+            })
+            .clone()
+    }
+
+    async fn open_shared(
+        self: Rc<Self>,
+        endpoint: &Endpoint,
+        settings: &Settings,
+        wanted: Option<Protocol>,
+    ) -> Result<(), ConnectError> {
+        let (stream, protocol) = self.open(endpoint, settings, wanted).await?;
+        match protocol {
+            Protocol::Http1 => self.keep(H1Connection::new(stream)),
+            Protocol::Http2 => {
+                let limit = settings.service.timeouts.connect;
+                let connection = h2::Connection::open(stream, self.metrics.clone(), limit).await?;
+                self.multiplexed.borrow_mut().push(connection);
+            }
+        }
+        if wanted.is_none() {
+            self.settled.set(Some(protocol));
+        }
+        Ok(())
+    }
+
+    async fn open(
+        &self,
+        endpoint: &Endpoint,
+        settings: &Settings,
+        wanted: Option<Protocol>,
+    ) -> Result<(Stream, Protocol), ConnectError> {
+        let opened = connect(endpoint, settings, wanted).await;
+        match &opened {
+            Ok(_) => self.pool().opened.inc(),
+            Err(_) => self.pool().connect_failures.inc(),
+        }
+        opened
+    }
+
+    /// Puts an idle connection back.
+    fn keep(&self, connection: H1Connection) {
+        let mut idle = self.idle.borrow_mut();
+        let why = if self.live.strong_count() == 0 {
+            Some(PoolClosed::Removed)
+        } else if idle.len() >= self.settings.borrow().service.pool.max_idle {
+            Some(PoolClosed::Full)
+        } else {
+            None
+        };
+        match why {
+            Some(why) => self.pool().closed.inc(why as usize),
+            None => {
+                self.pool().idle.inc();
+                idle.push(connection);
+            }
+        }
+    }
+
+    fn sweep(&self, now: Instant) {
+        let settings = self.settings.borrow().clone();
+        let gone = self.live.strong_count() == 0;
+        self.idle.borrow_mut().retain(|connection| {
+            let idle_for = now.saturating_duration_since(connection.idle_since);
+            let why = if gone {
+                Some(PoolClosed::Removed)
+            } else if idle_for >= settings.service.pool.idle_timeout {
+                Some(PoolClosed::Idle)
+            } else {
+                connection.unfit(&settings)
+            };
+            if let Some(why) = why {
+                self.pool().idle.dec();
+                self.pool().closed.inc(why as usize);
+            }
+            why.is_none()
+        });
+        // Dropping the last handle lets requests in progress end, then closes the connection.
+        let pool = &settings.service.pool;
+        self.multiplexed.borrow_mut().retain(|c| !gone && c.is_worth_keeping(pool.max_age, pool.idle_timeout, now));
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        for _ in self.idle.get_mut().drain(..) {
+            self.metrics.pool.idle.dec();
+            self.metrics.pool.closed.inc(PoolClosed::Removed as usize);
+        }
+    }
+}
+
+/// An HTTP/1.1 connection to an upstream.
+#[derive(Debug)]
+pub struct H1Connection {
+    io: Rc<Io>,
+    opened: Instant,
+    idle_since: Instant,
+    exchanges: u64,
+}
+
+impl H1Connection {
+    fn new(stream: Stream) -> Self {
+        let now = Instant::now();
+        Self { io: Rc::new(Io::new(stream)), opened: now, idle_since: now, exchanges: 0 }
+    }
+
+    /// Why it must not carry another request, if so.
+    fn unfit(&self, settings: &Settings) -> Option<PoolClosed> {
+        if self.io.is_stale() {
+            Some(PoolClosed::Peer)
+        } else if self.opened.elapsed() >= settings.service.pool.max_age {
+            Some(PoolClosed::Age)
+        } else {
+            None
+        }
+    }
+}
+
+/// An HTTP/1.1 connection for one exchange. Dropped without being given back, it is closed.
+#[derive(Debug)]
+pub struct H1Lease {
+    connection: Option<H1Connection>,
+    slot: Rc<Slot>,
+}
+
+impl H1Lease {
+    fn new(connection: H1Connection, slot: Rc<Slot>) -> Self {
+        slot.pool().active.inc();
+        Self { connection: Some(connection), slot }
+    }
+
+    pub fn io(&self) -> Rc<Io> {
+        // There until `give_back`, which takes `self`.
+        self.connection.as_ref().map(|connection| connection.io.clone()).unwrap_or_else(|| unreachable!("given back"))
+    }
+
+    /// Whether it has carried a request before, so that its peer may have closed it meanwhile.
+    pub fn is_reused(&self) -> bool {
+        self.connection.as_ref().is_some_and(|connection| connection.exchanges > 0)
+    }
+
+    /// The exchange is over and the connection is fit for another.
+    pub fn give_back(mut self) {
+        if let Some(mut connection) = self.connection.take() {
+            self.slot.pool().active.dec();
+            connection.exchanges += 1;
+            connection.idle_since = Instant::now();
+            self.slot.keep(connection);
+        }
+    }
+}
+
+impl Drop for H1Lease {
+    fn drop(&mut self) {
+        if self.connection.take().is_some() {
+            self.slot.pool().active.dec();
+            self.slot.pool().closed.inc(PoolClosed::Used as usize);
+        }
+    }
+}
+
+/// One stream's place on an HTTP/2 connection.
+#[derive(Debug)]
+pub struct H2Lease {
+    pub connection: Rc<h2::Connection>,
+}
+
+impl H2Lease {
+    fn new(connection: Rc<h2::Connection>) -> Self {
+        connection.streams.set(connection.streams.get() + 1);
+        Self { connection }
+    }
+}
+
+impl Drop for H2Lease {
+    fn drop(&mut self) {
+        let left = self.connection.streams.get() - 1;
+        self.connection.streams.set(left);
+        if left == 0 {
+            self.connection.idle_since.set(Instant::now());
+        }
+    }
+}

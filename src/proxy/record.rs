@@ -1,0 +1,218 @@
+//! The record of one request. It counts itself when it is dropped, so that every request that began is also counted as
+//! ended, however it ended.
+
+use super::{body::Body, headers::X_REQUEST_ID, http::Downstream, listener::Listener};
+use crate::{
+    cluster::{Cluster, endpoint::InFlight},
+    error::{ProxyError, Reason},
+    registry::Address,
+    telemetry::{
+        Telemetry,
+        access_log::{AccessRecord, Text},
+    },
+};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version, header::HOST, request, uri::PathAndQuery};
+use std::{
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+use tokio::time::Instant;
+
+#[derive(Debug)]
+pub struct Record {
+    telemetry: Arc<Telemetry>,
+    listener: Rc<Listener>,
+    started: Instant,
+    cluster: Option<Arc<Cluster>>,
+    in_flight: Option<InFlight>,
+    attempts: u32,
+    status: u16,
+    failure: Option<ProxyError>,
+    line: Line,
+    finished: bool,
+    /// Bytes of the request's body.
+    pub bytes_in: u64,
+    /// Bytes of the response's body.
+    pub bytes_out: u64,
+}
+
+/// The request as the access log shows it. All of it is shared with the request, not copied.
+#[derive(Debug)]
+struct Line {
+    peer: SocketAddr,
+    method: Method,
+    path: Option<PathAndQuery>,
+    host: Option<HeaderValue>,
+    request_id: Option<HeaderValue>,
+    version: Version,
+}
+
+impl Record {
+    pub fn start(down: &Downstream<'_>, request: &Request<Body>) -> Self {
+        Self {
+            telemetry: down.proxy.telemetry.clone(),
+            listener: down.listener.clone(),
+            started: Instant::now(),
+            cluster: None,
+            in_flight: None,
+            attempts: 0,
+            status: 0,
+            failure: None,
+            line: Line {
+                peer: down.origin.peer,
+                method: request.method().clone(),
+                path: request.uri().path_and_query().cloned(),
+                host: match request.uri().authority() {
+                    Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
+                    None => request.headers().get(HOST).cloned(),
+                },
+                request_id: None,
+                version: request.version(),
+            },
+            finished: false,
+            bytes_in: 0,
+            bytes_out: 0,
+        }
+    }
+
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Tries so far, the current one included.
+    pub fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
+    /// The request is for this service.
+    pub fn routed(&mut self, cluster: Arc<Cluster>) {
+        cluster.metrics.in_flight.inc();
+        self.cluster = Some(cluster);
+    }
+
+    /// The headers are as the upstream gets them.
+    pub fn prepared(&mut self, parts: &request::Parts) {
+        self.line.request_id = parts.headers.get(X_REQUEST_ID).cloned();
+    }
+
+    /// A try begins.
+    pub fn attempt(&mut self, in_flight: InFlight) {
+        self.attempts += 1;
+        self.in_flight = Some(in_flight);
+    }
+
+    /// Another try will be made because of `reason`.
+    pub fn retried(&self, reason: Reason) {
+        if let Some(cluster) = &self.cluster {
+            cluster.metrics.retries.inc(reason as usize);
+        }
+    }
+
+    /// The head of the response is known.
+    pub fn responded(&mut self, status: StatusCode) {
+        self.status = status.as_u16();
+        if status.is_server_error()
+            && self.failure.is_none()
+            && let Some(in_flight) = &self.in_flight
+        {
+            in_flight.endpoint().live.failed();
+        }
+    }
+
+    /// Something went wrong. The first error is the one that counts.
+    pub fn failed(&mut self, error: ProxyError) {
+        if self.failure.is_none() {
+            self.failure = Some(error);
+        }
+    }
+
+    /// The longest time without a byte of the response.
+    pub fn idle_timeout(&self) -> Duration {
+        self.cluster.as_ref().map_or(Duration::from_secs(60), |c| c.load().settings.service.timeouts.idle)
+    }
+
+    /// The trailers of the response have come.
+    pub fn trailers(&mut self, trailers: &HeaderMap) {
+        if let Some(status) = trailers.get("grpc-status") {
+            self.grpc_status(status);
+        }
+    }
+
+    /// How a gRPC call ended. UNAVAILABLE is the endpoint's failure, as a 5xx is.
+    pub fn grpc_status(&mut self, status: &HeaderValue) {
+        if status == "14"
+            && let Some(in_flight) = &self.in_flight
+        {
+            in_flight.endpoint().live.failed();
+        }
+    }
+
+    /// The response was written to its end.
+    pub fn finish(mut self) {
+        self.finished = true;
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if !self.finished && self.failure.is_none() {
+            self.failure = Some(ProxyError::new(Reason::DownstreamClosed, "the request was abandoned"));
+        }
+        let reason = self.failure.as_ref().map(|failure| failure.reason);
+        if self.status == 0 {
+            self.status = reason.map_or(0, |reason| reason.status().as_u16());
+        }
+        let duration = self.started.elapsed();
+        match &self.cluster {
+            Some(cluster) => {
+                let metrics = &cluster.metrics;
+                metrics.in_flight.dec();
+                metrics.requests.inc(self.status);
+                metrics.duration.observe(duration);
+                metrics.request_bytes.add(self.bytes_in);
+                metrics.response_bytes.add(self.bytes_out);
+                if let Some(reason) = reason {
+                    metrics.errors.inc(reason as usize);
+                }
+            }
+            None => {
+                if let Some(reason) = reason {
+                    self.listener.metrics.rejected.inc(reason as usize);
+                }
+            }
+        }
+        if self.telemetry.access_log.wants(self.status, self.failure.is_some()) {
+            let line = self.access_record(duration);
+            self.telemetry.access_log.log(line);
+        }
+    }
+}
+
+impl Record {
+    fn access_record(&mut self, duration: Duration) -> AccessRecord {
+        let endpoint = self.in_flight.as_ref().map(|in_flight| match &in_flight.endpoint().instance.address {
+            Address::Ip(address) => Text::from(*address),
+            name @ Address::Name { .. } => Text::Shared(name.to_string().into()),
+        });
+        AccessRecord {
+            time: SystemTime::now() - duration,
+            listener: Text::Shared(self.listener.name.clone()),
+            peer: self.line.peer,
+            method: self.line.method.clone(),
+            authority: self.line.host.take().map(Text::from),
+            path: self.line.path.take().map_or(Text::Static("/"), Text::from),
+            protocol: if self.line.version == Version::HTTP_2 { "HTTP/2" } else { "HTTP/1.1" },
+            service: self.cluster.as_ref().map(|cluster| Text::Shared(cluster.name.clone())),
+            endpoint,
+            status: self.status,
+            bytes_in: self.bytes_in,
+            bytes_out: self.bytes_out,
+            duration,
+            attempts: self.attempts,
+            request_id: self.line.request_id.take().map(Text::from),
+            reason: self.failure.as_ref().map(|failure| failure.reason.as_str()),
+        }
+    }
+}

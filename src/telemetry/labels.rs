@@ -1,0 +1,57 @@
+//! The fixed words that metrics have as label values, each list in the order of its enum.
+
+use super::metrics::Words;
+use crate::error::Reason;
+
+/// Why a connection to an upstream was closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PoolClosed {
+    /// It idled for `pool.idle_timeout`.
+    Idle,
+    /// It was older than `pool.max_age`.
+    Age,
+    /// More than `pool.max_idle` were idle.
+    Full,
+    /// The upstream closed it, or sent something unasked.
+    Peer,
+    /// It could not carry another exchange: an error, a response cut off, or `Connection: close`.
+    Used,
+    /// Its endpoint is gone.
+    Removed,
+}
+
+/// Why a client's connection was closed without being served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// `limits.connections` were open.
+    Limit,
+    /// `accept` failed, e.g. because no file descriptor was left.
+    AcceptError,
+}
+
+/// What an endpoint is counted as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndpointState {
+    /// It takes requests.
+    Available,
+    /// Its registry calls it unhealthy, or gives it no weight.
+    Unavailable,
+}
+
+const REASONS: [&str; Reason::ALL.len()] = {
+    let mut words = [""; Reason::ALL.len()];
+    let mut at = 0;
+    while at < words.len() {
+        words[at] = Reason::ALL[at].as_str();
+        at += 1;
+    }
+    words
+};
+
+pub const WORDS: Words = Words {
+    errors: &REASONS,
+    retries: &REASONS,
+    pool_closed: &["idle", "age", "full", "peer", "used", "removed"],
+    refused: &["limit", "accept_error"],
+    endpoints: &["available", "unavailable"],
+};
