@@ -1,1 +1,5 @@
-fn main() {}
+//! The `pillion` program; see the library.
+
+fn main() -> std::process::ExitCode {
+    pillion::cli::main()
+}

@@ -94,7 +94,8 @@ async fn carry(
 
 /// The service that the request asks for.
 async fn find_cluster(request: &Request<Body>, down: &Downstream<'_>) -> Result<Arc<Cluster>, ProxyError> {
-    let service = route::service(request, &down.listener.rule)?;
+    let settings = down.listener.settings();
+    let service = route::service(request, &settings.rule)?;
     match down.proxy.discovery.table().get(service) {
         Some(cluster) => Ok(cluster),
         None => down.proxy.discovery.follow(service).await,

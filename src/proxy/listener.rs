@@ -13,7 +13,14 @@ use crate::{
 };
 use bytes::BytesMut;
 use futures_util::future::LocalBoxFuture;
-use std::{cell::Cell, future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc, task::Poll};
+use std::{
+    cell::{Cell, RefCell},
+    future::poll_fn,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    task::Poll,
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
@@ -24,26 +31,49 @@ use tokio::{
 #[derive(Debug)]
 pub struct Listener {
     pub name: Arc<str>,
-    pub rule: route::Rule,
-    pub limits: ListenerLimits,
     pub metrics: Arc<ListenerMetrics>,
-    /// Whether header names keep their case.
-    pub keep_case: bool,
+    settings: RefCell<Rc<Settings>>,
     closing: watch::Receiver<bool>,
     is_closing: Cell<bool>,
+}
+
+/// What can change while a listener is up.
+#[derive(Debug)]
+pub struct Settings {
+    pub rule: route::Rule,
+    pub limits: ListenerLimits,
+    /// Whether header names keep their case.
+    pub keep_case: bool,
+}
+
+impl Settings {
+    fn new(config: &config::Listener) -> Rc<Self> {
+        Rc::new(Self {
+            rule: route::Rule::new(config),
+            limits: config.limits.clone(),
+            keep_case: config.preserve_header_case,
+        })
+    }
 }
 
 impl Listener {
     pub fn new(config: &config::Listener, metrics: Arc<ListenerMetrics>, closing: watch::Receiver<bool>) -> Self {
         Self {
             name: config.name.as_str().into(),
-            rule: route::Rule::new(config),
-            limits: config.limits.clone(),
             metrics,
-            keep_case: config.preserve_header_case,
+            settings: RefCell::new(Settings::new(config)),
             closing,
             is_closing: Cell::new(false),
         }
+    }
+
+    /// The settings in force; taken anew for each request.
+    pub fn settings(&self) -> Rc<Settings> {
+        self.settings.borrow().clone()
+    }
+
+    pub fn change(&self, config: &config::Listener) {
+        *self.settings.borrow_mut() = Settings::new(config);
     }
 
     /// Whether the listener is to end: connections close after their current request.
@@ -71,7 +101,7 @@ impl Listener {
                 () = &mut closed => break,
             };
             // All workers' connections count against one limit.
-            if self.metrics.connections.get() >= i64::try_from(self.limits.connections).unwrap_or(i64::MAX) {
+            if self.metrics.connections.get() >= i64::try_from(self.settings().limits.connections).unwrap_or(i64::MAX) {
                 self.metrics.refused.inc(Refused::Limit as usize);
                 continue;
             }
@@ -124,9 +154,10 @@ async fn serve(stream: TcpStream, peer: SocketAddr, connection: Connection, prox
 
 /// Reads until it is clear what the client speaks. `None`: it left, or said nothing in time.
 async fn first_bytes(io: &Io, listener: &Listener, timer: &mut Timer) -> Option<(BytesMut, Detected)> {
+    let limits = listener.settings().limits.clone();
     let mut start = BytesMut::new();
     // Clients open connections in advance; silence is idleness until the first byte.
-    timer.set(Instant::now() + listener.limits.idle_timeout);
+    timer.set(Instant::now() + limits.idle_timeout);
     let detected = poll_fn(|cx| {
         loop {
             if timer.poll_expired(cx).is_ready() {
@@ -141,7 +172,7 @@ async fn first_bytes(io: &Io, listener: &Listener, timer: &mut Timer) -> Option<
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Err(_) | Ok(0)) => return Poll::Ready(None),
                 Poll::Ready(Ok(_)) => match detect(&start) {
-                    Detected::Unsure => timer.set(Instant::now() + listener.limits.head_timeout),
+                    Detected::Unsure => timer.set(Instant::now() + limits.head_timeout),
                     known => return Poll::Ready(Some(known)),
                 },
             }

@@ -137,7 +137,8 @@ impl Server {
 
     /// Reads the next request's head. `None`: there is none, and that is in order.
     async fn read_head(&mut self) -> Result<Option<RequestHead>, HeadError> {
-        let limits = &self.listener.limits;
+        let settings = self.listener.settings();
+        let limits = &settings.limits;
         let head_limits = HeadLimits { bytes: limits.head_bytes, lines: limits.head_lines };
         let (reader, scan, timer) = (&self.reader, &mut self.scan, &mut self.timer);
         // An idle connection holds no buffers.
@@ -188,7 +189,7 @@ impl Server {
         let Some(length) = length else { return Ok(None) };
         self.scan = HeadScan::default();
         let head = self.reader.borrow_mut().buf.split_to(length).freeze();
-        parse_request(head, self.listener.keep_case).map(Some)
+        parse_request(head, settings.keep_case).map(Some)
     }
 
     /// Lets the request be carried. `None`: the client left meanwhile.

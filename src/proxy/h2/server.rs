@@ -52,7 +52,8 @@ struct Shared {
 
 /// Serves a connection until it ends. `start`: what was already read from it.
 pub async fn serve(stream: Stream, start: BytesMut, listener: Rc<Listener>, origin: Rc<Origin>, proxy: Rc<Proxy>) {
-    let limits = &listener.limits;
+    let settings = listener.settings();
+    let limits = &settings.limits;
     let mut builder = h2::server::Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW)
@@ -78,7 +79,7 @@ async fn accept(mut connection: Connection<H2Io, Bytes>, shared: &Rc<Shared>) ->
     let mut closing = shared.listener.closed();
     let mut leaving = false;
     let mut timer = Timer::default();
-    let mut watch = IdleWatch::new(shared.listener.limits.idle_timeout, &mut timer);
+    let mut watch = IdleWatch::new(shared.listener.settings().limits.idle_timeout, &mut timer);
     let pings = connection.ping_pong();
     let mut unanswered = pin!(async {
         match pings {

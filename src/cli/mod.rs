@@ -1,0 +1,103 @@
+//! The command line: one file per command.
+
+mod check;
+mod run;
+mod schema;
+
+use crate::config::{self, Env, Overrides};
+use clap::{Args, Parser, Subcommand};
+use std::{path::PathBuf, process::ExitCode};
+
+/// Bad usage or a bad config (`EX_USAGE` of sysexits.h).
+pub const EXIT_USAGE: u8 = 64;
+/// It did not work.
+pub const EXIT_FAILED: u8 = 1;
+
+/// A sidecar proxy that learns where services live straight from the service registry.
+#[derive(Debug, Parser)]
+#[command(name = "pillion", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::Run),
+    Check(check::Check),
+    Schema(schema::Schema),
+}
+
+/// Runs the program. Exit codes: 0 done, 64 bad usage or config, 1 failed.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = if error.use_stderr() { EXIT_USAGE } else { 0 };
+            // Nothing can be done when the terminal is gone.
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    let done = match cli.command {
+        Command::Run(run) => run.main(),
+        Command::Check(check) => check.main(),
+        Command::Schema(schema) => schema.main(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::from(if error.is::<config::Errors>() { EXIT_USAGE } else { EXIT_FAILED })
+        }
+    }
+}
+
+/// Where the config comes from.
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// The config file. Without it, a registry is enough.
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// The same as FILE.
+    #[arg(short, long = "config", value_name = "FILE", env = "PILLION_CONFIG", conflicts_with = "file")]
+    config: Option<PathBuf>,
+    /// A registry, instead of those in the file: `consul://HOST:PORT`, `etcd://HOST:PORT/PREFIX?layout=LAYOUT`,
+    /// `file:PATH`, `embedded:`. Can be given several times [env: PILLION_REGISTRY].
+    #[arg(long, value_name = "URL")]
+    registry: Vec<String>,
+    /// Where the egress listener listens, e.g. 127.0.0.1:4140 [env: PILLION_LISTEN].
+    #[arg(long, value_name = "IP:PORT")]
+    listen: Option<String>,
+    /// Where the admin interface listens, e.g. 127.0.0.1:4191 [env: PILLION_ADMIN].
+    #[arg(long, value_name = "IP:PORT")]
+    admin: Option<String>,
+    /// Threads that carry traffic: a number or `auto` [env: PILLION_WORKERS].
+    #[arg(long, value_name = "N")]
+    workers: Option<String>,
+    /// `error`, `warn`, `info`, `debug`, `trace`, or per module [env: PILLION_LOG].
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+}
+
+impl ConfigArgs {
+    fn file(&self) -> Option<&PathBuf> {
+        self.file.as_ref().or(self.config.as_ref())
+    }
+
+    fn load(&self) -> Result<config::Loaded, config::Errors> {
+        let overrides = Overrides {
+            registry: self.registry.clone(),
+            listen: self.listen.clone(),
+            admin: self.admin.clone(),
+            workers: self.workers.clone(),
+            log_level: self.log_level.clone(),
+        };
+        let source = match self.file() {
+            Some(file) => config::Source::file(file),
+            None => config::Source::default(),
+        };
+        let env: &Env = &|name| std::env::var(name).ok();
+        config::load(source.with(overrides), env)
+    }
+}

@@ -1,0 +1,15 @@
+//! `pillion schema`: the shape of the config for editors.
+
+use crate::config;
+use clap::Args;
+
+/// Print the JSON Schema of the config file.
+#[derive(Debug, Args)]
+pub struct Schema {}
+
+impl Schema {
+    pub fn main(self) -> anyhow::Result<()> {
+        println!("{}", serde_json::to_string_pretty(&config::schema())?);
+        Ok(())
+    }
+}
