@@ -1,0 +1,3 @@
+module github.com/hashicorp/consul/troubleshoot/ports
+
+go 1.24
