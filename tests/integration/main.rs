@@ -3,6 +3,8 @@
 #[cfg(feature = "real-servers")]
 mod following;
 #[cfg(feature = "real-servers")]
+mod real_consul;
+#[cfg(feature = "real-servers")]
 mod real_etcd;
 #[cfg(feature = "real-servers")]
 mod relay;
