@@ -7,6 +7,8 @@ mod real_consul;
 #[cfg(feature = "real-servers")]
 mod real_etcd;
 #[cfg(feature = "real-servers")]
+mod real_frameworks;
+#[cfg(feature = "real-servers")]
 mod relay;
 #[cfg(feature = "real-servers")]
 mod servers;
