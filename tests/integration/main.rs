@@ -3,7 +3,11 @@
 #[cfg(feature = "real-servers")]
 mod following;
 #[cfg(feature = "real-servers")]
+mod real_consul;
+#[cfg(feature = "real-servers")]
 mod real_etcd;
+#[cfg(feature = "real-servers")]
+mod real_frameworks;
 #[cfg(feature = "real-servers")]
 mod relay;
 #[cfg(feature = "real-servers")]

@@ -67,7 +67,6 @@ impl Relay {
         self.counts.connections.load(Ordering::Relaxed)
     }
 
-    #[allow(dead_code, reason = "for the Consul tests, next")]
     /// HTTP/1.1 GET requests since the start.
     pub fn requests(&self) -> usize {
         self.counts.requests.load(Ordering::Relaxed)

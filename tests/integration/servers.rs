@@ -296,3 +296,111 @@ impl Certificates {
         Self { stranger: dir.join("stranger.pem") }
     }
 }
+
+/// One Consul agent, which is its own server.
+pub struct ConsulServer {
+    dir: TempDir,
+    pub port: u16,
+    args: Vec<String>,
+    process: Process,
+    http: Http,
+    token: String,
+}
+
+impl ConsulServer {
+    /// A development agent: everything in memory.
+    pub async fn start() -> Self {
+        Self::start_with("").await
+    }
+
+    /// A development agent with further configuration.
+    pub async fn start_with(config: &str) -> Self {
+        Self::spawn(&["-dev"], config).await
+    }
+
+    /// An agent that keeps its data.
+    pub async fn start_with_data() -> Self {
+        // The multiplier is for the time to elect a leader, which is 5 s and more otherwise.
+        let args = ["-server", "-bootstrap-expect=1", "-hcl", "performance { raft_multiplier = 1 }"];
+        Self::spawn(&args, "").await
+    }
+
+    async fn spawn(args: &[&str], config: &str) -> Self {
+        let dir = TempDir::new().unwrap();
+        let (port, server_port, serf_port) = (free_port(), free_port(), free_port());
+        let ports = format!(
+            "ports {{ http = {port}, server = {server_port}, serf_lan = {serf_port}, serf_wan = -1, dns = -1, grpc = -1, grpc_tls = -1 }}"
+        );
+        let common = ["agent", "-node=n1", "-bind=127.0.0.1", "-client=127.0.0.1", "-hcl", &ports, "-hcl", config];
+        let mut args: Vec<_> = common.iter().chain(args).map(ToString::to_string).collect();
+        if !args.iter().any(|arg| arg == "-dev") {
+            args.push(format!("-data-dir={}", dir.path().join("data").display()));
+        }
+        let process = spawn_consul(dir.path(), &args);
+        let mut server = Self { dir, port, args, process, http: Http::new(port), token: String::new() };
+        server.ready().await;
+        server
+    }
+
+    /// Sends this token from now on, and waits until it counts.
+    pub async fn with_token(mut self, token: &str) -> Self {
+        self.token = token.into();
+        let http = self.http.clone();
+        eventually("the token to work", async || {
+            let answer = http.send(Method::GET, "/v1/agent/services", token, "").await;
+            answer.is_some_and(|(status, _)| status.is_success())
+        })
+        .await;
+        self
+    }
+
+    async fn ready(&mut self) {
+        let (http, has_acl) = (self.http.clone(), self.args.iter().any(|arg| arg.contains("acl")));
+        self.process
+            .until(async || {
+                let Some((_, leader)) = http.send(Method::GET, "/v1/status/leader", "", "").await else {
+                    return false;
+                };
+                // The agent's own node in the catalog: the leader has done its first work. (Without rights it is hidden.)
+                let nodes = http.send(Method::GET, "/v1/health/node/n1", "", "").await;
+                leader.contains("127.0.0.1:") && (has_acl || nodes.is_some_and(|(_, text)| text.contains("serfHealth")))
+            })
+            .await;
+    }
+
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    pub fn signal(&self, name: &str) {
+        self.process.signal(name);
+    }
+
+    pub async fn restart(&mut self) {
+        self.process.kill();
+        self.process = spawn_consul(self.dir.path(), &self.args);
+        self.ready().await;
+    }
+
+    pub async fn register(&self, service: &Value) {
+        self.put("/v1/agent/service/register", service).await;
+    }
+
+    pub async fn put(&self, path: &str, body: &Value) {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let (status, text) = self.http.send(Method::PUT, path, &self.token, &body).await.expect("Consul answers");
+        assert!(status.is_success(), "{path}: {status} {text}");
+    }
+
+    pub async fn get(&self, path: &str) -> String {
+        let (status, text) = self.http.send(Method::GET, path, &self.token, "").await.expect("Consul answers");
+        assert!(status.is_success(), "{path}: {status} {text}");
+        text
+    }
+}
+
+fn spawn_consul(dir: &Path, args: &[String]) -> Process {
+    let mut command = Command::new(program("consul"));
+    command.args(args);
+    Process::start(command, &dir.join("log"))
+}

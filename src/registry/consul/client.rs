@@ -22,7 +22,9 @@ use tokio::time::timeout;
 const TOKEN: HeaderName = HeaderName::from_static("x-consul-token");
 const INDEX: &str = "x-consul-index";
 const KNOWN_LEADER: &str = "x-consul-knownleader";
+const BACKEND: &str = "x-consul-query-backend";
 const FILTERED: &str = "x-consul-results-filtered-by-acls";
+const DEFAULT_POLICY: &str = "x-consul-default-acl-policy";
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// For the network and a busy agent, on top of the time that a query may take there.
@@ -121,30 +123,47 @@ impl Client {
             limit = answer_limit(wait);
         }
         let answer = self.get(&path, limit).await?;
-        if header_is(&answer.headers, KNOWN_LEADER, "false") {
-            // A `stale` answer from a server that may have been cut off long ago.
+        // A `stale` answer of a server that may have been cut off long ago. Answers from the agent's own stream of events
+        // always say `false`, and mean nothing by it (seen with 1.16).
+        if header_is(&answer.headers, KNOWN_LEADER, "false") && !header_is(&answer.headers, BACKEND, "streaming") {
             return Err(RegistryError::Busy { server: self.server.clone(), cause: "No cluster leader".into() });
         }
         let index = answer.headers.get(INDEX).and_then(|index| index.to_str().ok()?.parse().ok());
         let index = index.ok_or_else(|| self.protocol("there is no X-Consul-Index; is it a Consul agent?"))?;
         let rows: Vec<Row> = serde_json::from_slice(&answer.body).map_err(|error| self.protocol(error))?;
-        if rows.is_empty() && header_is(&answer.headers, FILTERED, "true") {
-            let cause = "the token's rights hide all instances; it needs service:read and node:read".into();
-            return Err(RegistryError::Refused { server: self.server.clone(), cause });
+        if rows.is_empty() && self.hides(&answer.headers).await? {
+            return Err(self.no_rights());
         }
         Ok(Health { rows, index })
     }
 
     /// The names of all services.
     pub async fn services(&self) -> Result<Vec<String>, RegistryError> {
+        let services = self.catalog().await?;
+        // Consul itself is always among them.
+        if services.is_empty() { Err(self.no_rights()) } else { Ok(services) }
+    }
+
+    async fn catalog(&self) -> Result<Vec<String>, RegistryError> {
         let answer = self.get(&format!("/v1/catalog/services?{}", self.list_query), MARGIN).await?;
         let services: BTreeMap<String, serde::de::IgnoredAny> =
             serde_json::from_slice(&answer.body).map_err(|error| self.protocol(error))?;
-        if services.is_empty() && header_is(&answer.headers, FILTERED, "true") {
-            let cause = "the token's rights hide all services; it needs service:read and node:read".into();
-            return Err(RegistryError::Refused { server: self.server.clone(), cause });
-        }
         Ok(services.into_keys().collect())
+    }
+
+    /// Whether an empty answer with these headers may be empty only because of missing rights. To those without a token
+    /// Consul does not admit that it hid something; but who may see no service at all, not even Consul, has no rights.
+    async fn hides(&self, headers: &HeaderMap) -> Result<bool, RegistryError> {
+        if self.token.is_none() && header_is(headers, DEFAULT_POLICY, "deny") {
+            return Ok(self.catalog().await?.is_empty());
+        }
+        Ok(header_is(headers, FILTERED, "true"))
+    }
+
+    fn no_rights(&self) -> RegistryError {
+        let who = if self.token.is_some() { "the token has" } else { "there is no token, and without one there are" };
+        let cause = format!("{who} no rights to see it; needed are service:read and node:read");
+        RegistryError::Refused { server: self.server.clone(), cause }
     }
 
     async fn get(&self, path: &str, limit: Duration) -> Result<Answer, RegistryError> {
@@ -241,12 +260,14 @@ fn filter(tags: &[String], meta: &IndexMap<String, String>) -> Option<String> {
     (!terms.is_empty()).then(|| terms.join(" and "))
 }
 
-/// As a string of Go, which is what the language's strings are.
+/// As a string of Go, which is what the language's strings are; but its grammar ends one at any quotation mark, escaped
+/// or not.
 fn quoted(text: &str) -> String {
     let mut quoted = String::from('"');
     for c in text.chars() {
         match c {
-            '"' | '\\' => quoted.extend(['\\', c]),
+            '"' => quoted.push_str("\\x22"),
+            '\\' => quoted.push_str("\\\\"),
             '\n' => quoted.push_str("\\n"),
             c => quoted.push(c),
         }
@@ -263,7 +284,7 @@ mod tests {
     fn filters_are_quoted() {
         assert_eq!(filter(&[], &IndexMap::new()), None);
         let meta = IndexMap::from([("ver sion".to_owned(), r#"a"b\c"#.to_owned())]);
-        let expected = r#""x" in Service.Tags and "y" in Service.Tags and Service.Meta["ver sion"] == "a\"b\\c""#;
+        let expected = r#""x" in Service.Tags and "y" in Service.Tags and Service.Meta["ver sion"] == "a\x22b\\c""#;
         assert_eq!(filter(&["x".into(), "y".into()], &meta).as_deref(), Some(expected));
     }
 

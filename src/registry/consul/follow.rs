@@ -9,6 +9,9 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::sleep;
 use tracing::{debug, warn};
 
+/// Wake-ups without a change that are answered at once, as Consul's documentation allows.
+const FREE_WAKE_UPS: u32 = 2;
+
 /// Follows `service` for ever.
 pub async fn follow(consul: Arc<Consul>, service: String, sink: Sink) {
     let mut index = 0;
@@ -17,6 +20,7 @@ pub async fn follow(consul: Arc<Consul>, service: String, sink: Sink) {
     // Consul wakes a query also for changes elsewhere: of a check's output, or of any service when this one does not
     // exist. Such wake-ups in a row are slowed down; a real change is not, for it resets this.
     let mut idle = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+    let mut in_vain = 0;
     let mut complained = Vec::new();
     loop {
         let health = match consul.client.health(&service, index, consul.wait).await {
@@ -34,6 +38,11 @@ pub async fn follow(consul: Arc<Consul>, service: String, sink: Sink) {
         let blocked = index > 0;
         let moved = health.index != index;
         index = next_index(index, health.index);
+        if blocked && health.rows.is_empty() && last.as_ref().is_some_and(|last| !last.is_empty()) {
+            // All gone: true perhaps, or the token lost its rights, which only a query that does not wait will tell.
+            index = 0;
+            continue;
+        }
         let (instances, complaints) = decode::instances(health.rows, consul.only_passing);
         if complaints != complained {
             for complaint in &complaints {
@@ -43,13 +52,14 @@ pub async fn follow(consul: Arc<Consul>, service: String, sink: Sink) {
         }
         if last.as_ref() == Some(&instances) {
             sink.alive();
-            if blocked && moved {
+            in_vain = if blocked && moved { in_vain + 1 } else { 0 };
+            if in_vain > FREE_WAKE_UPS {
                 sleep(idle.next_wait()).await;
             } else {
                 idle.reset();
             }
         } else {
-            idle.reset();
+            in_vain = 0;
             last = Some(instances.clone());
             sink.set(instances);
         }
