@@ -22,10 +22,11 @@ pub struct Selector {
 }
 
 impl Selector {
-    /// Endpoints with weight 0, and those that their registry calls unhealthy, are never chosen.
-    pub fn new(policy: Policy, endpoints: &[Arc<Endpoint>]) -> Self {
-        let weights: Vec<u32> =
-            endpoints.iter().map(|e| if e.instance.healthy { e.instance.weight } else { 0 }).collect();
+    /// Chooses among the `wanted` ones. Endpoints with weight 0, and those that their registry calls unhealthy, are never
+    /// chosen.
+    pub fn new(policy: Policy, endpoints: &[Arc<Endpoint>], wanted: impl Fn(&Endpoint) -> bool) -> Self {
+        let weight = |e: &Arc<Endpoint>| if e.instance.healthy && wanted(e) { e.instance.weight } else { 0 };
+        let weights: Vec<u32> = endpoints.iter().map(weight).collect();
         let usable = weights.iter().filter(|w| **w > 0).count();
         let sum: f64 = weights.iter().map(|w| f64::from(*w)).sum();
         let mean = sum / usable.max(1) as f64;

@@ -17,6 +17,14 @@ pub struct Endpoint {
     pub live: Arc<Live>,
 }
 
+impl Endpoint {
+    /// Whether its registry says that this address is for gRPC calls. (Kratos and its kin register each server of a
+    /// process by its scheme.)
+    pub fn is_for_grpc(&self) -> bool {
+        self.instance.labels.get("scheme").is_some_and(|scheme| scheme == "grpc")
+    }
+}
+
 /// The numbers of one address. They outlive a change of weight or labels, and are shared by all workers.
 #[derive(Debug)]
 pub struct Live {

@@ -103,6 +103,8 @@ pub struct Snapshot {
     pub settings: Arc<Settings>,
     pub endpoints: Box<[Arc<Endpoint>]>,
     selector: Selector,
+    /// Where one process has an address for gRPC and another for plain HTTP, as with Kratos: those for gRPC.
+    grpc: Option<Selector>,
     pub state: State,
 }
 
@@ -195,18 +197,26 @@ impl Settings {
 
 impl Snapshot {
     fn new(settings: Arc<Settings>, endpoints: Box<[Arc<Endpoint>]>, state: State) -> Self {
-        let selector = Selector::new(settings.service.balance.policy, &endpoints);
-        Self { settings, endpoints, selector, state }
+        let policy = settings.service.balance.policy;
+        let for_grpc = endpoints.iter().filter(|endpoint| endpoint.is_for_grpc()).count();
+        let (selector, grpc) = if for_grpc == 0 || for_grpc == endpoints.len() {
+            (Selector::new(policy, &endpoints, |_| true), None)
+        } else {
+            let grpc = Selector::new(policy, &endpoints, Endpoint::is_for_grpc);
+            (Selector::new(policy, &endpoints, |endpoint| !endpoint.is_for_grpc()), Some(grpc))
+        };
+        Self { settings, endpoints, selector, grpc, state }
     }
 
     /// The endpoint for the next request; another than those in `tried` while there is one.
-    pub fn pick(&self, tried: &[Arc<Endpoint>], now: Instant) -> Option<&Arc<Endpoint>> {
-        self.selector.pick(&self.endpoints, tried, now).map(|index| &self.endpoints[index])
+    pub fn pick(&self, is_grpc: bool, tried: &[Arc<Endpoint>], now: Instant) -> Option<&Arc<Endpoint>> {
+        let selector = self.grpc.as_ref().filter(|_| is_grpc).unwrap_or(&self.selector);
+        selector.pick(&self.endpoints, tried, now).map(|index| &self.endpoints[index])
     }
 
     /// The number of endpoints that can be picked.
     pub fn usable(&self) -> usize {
-        self.selector.usable()
+        self.selector.usable() + self.grpc.as_ref().map_or(0, Selector::usable)
     }
 }
 
@@ -270,6 +280,25 @@ mod tests {
         assert!(after[2].live.latency(Instant::now()).is_some(), "a new endpoint starts at the median");
         assert!(!cluster.publish(&settings, &next, State::Known), "no change publishes nothing");
         assert_eq!(cluster.metrics.table_swaps.get(), 2);
+    }
+
+    #[tokio::test]
+    async fn where_a_process_has_one_address_for_grpc_and_one_for_http_each_gets_its_own() {
+        let cluster = cluster(settings());
+        let scheme = |id: &str, port, scheme: &str| {
+            let mut instance = instance(id, port, 1);
+            instance.labels.insert("scheme".into(), scheme.into());
+            instance
+        };
+        cluster.publish(&settings(), &[scheme("a/grpc", 1, "grpc"), scheme("a/http", 2, "http")], State::Known);
+        let snapshot = cluster.load();
+        for _ in 0..20 {
+            let port = |is_grpc| snapshot.pick(is_grpc, &[], Instant::now()).unwrap().instance.address.port();
+            assert_eq!((port(true), port(false)), (1, 2));
+        }
+        assert_eq!(snapshot.usable(), 2);
+        cluster.publish(&settings(), &[scheme("a/grpc", 1, "grpc")], State::Known);
+        assert!(cluster.load().pick(false, &[], Instant::now()).is_some(), "with one kind only, that one takes all");
     }
 
     #[tokio::test]

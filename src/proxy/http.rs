@@ -59,7 +59,7 @@ const MAX_TRIES: u32 = 3;
 pub async fn handle(request: Request<Body>, down: &mut Downstream<'_>) -> (Response<Body>, Record) {
     let mut record = Record::start(down, &request);
     let is_grpc = headers::is_grpc(request.headers());
-    let response = match carry(request, down, &mut record).await {
+    let response = match carry(request, is_grpc, down, &mut record).await {
         Ok(response) => response,
         Err(error) => {
             let response = respond::error(&error, is_grpc);
@@ -73,6 +73,7 @@ pub async fn handle(request: Request<Body>, down: &mut Downstream<'_>) -> (Respo
 
 async fn carry(
     request: Request<Body>,
+    is_grpc: bool,
     down: &mut Downstream<'_>,
     record: &mut Record,
 ) -> Result<Response<Body>, ProxyError> {
@@ -86,9 +87,10 @@ async fn carry(
     headers::prepare_request(&mut parts, &found, down.origin);
     record.prepared(&parts);
     let timeouts = &snapshot.settings.service.timeouts;
-    let mut waiting = Waiting::new(&mut *down.timer, timeouts, record.started(), deadline);
-    let mut response =
-        try_endpoints(&cluster, &snapshot, &mut parts, body, &mut waiting, down.proxy, down.interim, record).await?;
+    let waiting = Waiting::new(&mut *down.timer, timeouts, record.started(), deadline);
+    let (proxy, interim) = (down.proxy, down.interim);
+    let mut journey = Journey { cluster: &cluster, snapshot: &snapshot, proxy, interim, is_grpc, parts, waiting };
+    let mut response = journey.try_endpoints(body, record).await?;
     headers::prepare_response(response.headers_mut());
     Ok(response)
 }
@@ -122,97 +124,101 @@ async fn ready_snapshot(cluster: &Cluster, first_answer: Duration) -> Result<Arc
     }
 }
 
-/// Sends the request to one endpoint after another until a response begins, or another try cannot help.
-async fn try_endpoints(
-    cluster: &Cluster,
-    snapshot: &Snapshot,
-    parts: &mut request::Parts,
-    mut body: Body,
-    waiting: &mut Waiting<'_>,
-    proxy: &Proxy,
-    interim: &dyn Interim,
-    record: &mut Record,
-) -> Result<Response<Body>, ProxyError> {
-    let mut tried: Vec<Arc<Endpoint>> = Vec::new();
-    let mut endpoint = snapshot.pick(&tried, record.started()).ok_or_else(|| no_endpoints(snapshot))?.clone();
-    let mut fresh = false;
-    loop {
-        record.attempt(InFlight::start(endpoint.clone()));
-        let started = if record.attempts() == 1 { record.started() } else { Instant::now() };
-        let failure = match send_to(cluster, snapshot, &endpoint, parts, body, waiting, proxy, interim, fresh).await {
-            Ok(response) => {
-                let now = Instant::now();
-                endpoint.live.observe(now - started, now);
-                return Ok(response);
-            }
-            Err(failure) => failure,
-        };
-        let may_retry = record.attempts() < MAX_TRIES && failure.may_retry(&parts.method);
-        // A pooled connection that died says nothing about its endpoint, which gets one more chance on a fresh one.
-        fresh = failure.reused;
-        let next = if fresh {
-            Some(endpoint.clone())
-        } else {
-            endpoint.live.failed();
-            tried.push(endpoint);
-            snapshot
-                .pick(&tried, Instant::now())
-                .filter(|next| !tried.iter().any(|t| Arc::ptr_eq(&t.live, &next.live)))
-                .cloned()
-        };
-        match (failure.body, next) {
-            (Some(rest), Some(next)) if may_retry => {
-                tracing::debug!(next = %next.instance.address, error = %failure.error, "trying again");
-                record.retried(failure.error.reason);
-                (body, endpoint) = (rest, next);
-            }
-            _ => return Err(failure.error),
-        }
-    }
+/// A request on its way to an endpoint, once it is known which service it is for.
+struct Journey<'j> {
+    cluster: &'j Cluster,
+    snapshot: &'j Snapshot,
+    proxy: &'j Proxy,
+    interim: &'j dyn Interim,
+    is_grpc: bool,
+    parts: request::Parts,
+    waiting: Waiting<'j>,
 }
 
-/// One try: a connection to the endpoint, and the exchange on it.
-#[allow(clippy::too_many_arguments, reason = "the request's own parts, passed down one level")]
-async fn send_to(
-    cluster: &Cluster,
-    snapshot: &Snapshot,
-    endpoint: &Arc<Endpoint>,
-    parts: &mut request::Parts,
-    body: Body,
-    waiting: &mut Waiting<'_>,
-    proxy: &Proxy,
-    interim: &dyn Interim,
-    fresh: bool,
-) -> Result<Response<Body>, SendFailure> {
-    let wanted = upstream_protocol(snapshot, endpoint, parts);
-    let lease = match proxy.pool.checkout(cluster, endpoint, &snapshot.settings, wanted, fresh).await {
-        Ok(lease) => lease,
-        Err(error) => return Err(SendFailure::before(connect_error(endpoint, &error), body)),
-    };
-    waiting.shorten(&mut parts.headers);
-    match lease {
-        Lease::H1(upstream) => {
-            let reused = upstream.is_reused();
-            h1::send(upstream, parts, body, waiting, interim).await.map_err(|failure| SendFailure { reused, ..failure })
+impl Journey<'_> {
+    /// Sends the request to one endpoint after another until a response begins, or another try cannot help.
+    async fn try_endpoints(&mut self, mut body: Body, record: &mut Record) -> Result<Response<Body>, ProxyError> {
+        let mut tried: Vec<Arc<Endpoint>> = Vec::new();
+        let mut endpoint = self.pick(&tried, record.started()).ok_or_else(|| no_endpoints(self.snapshot))?;
+        let mut fresh = false;
+        loop {
+            record.attempt(InFlight::start(endpoint.clone()));
+            let started = if record.attempts() == 1 { record.started() } else { Instant::now() };
+            let failure = match self.send_to(&endpoint, body, fresh).await {
+                Ok(response) => {
+                    let now = Instant::now();
+                    endpoint.live.observe(now - started, now);
+                    return Ok(response);
+                }
+                Err(failure) => failure,
+            };
+            let may_retry = record.attempts() < MAX_TRIES && failure.may_retry(&self.parts.method);
+            // A pooled connection that died says nothing about its endpoint, which gets one more chance on a fresh one.
+            fresh = failure.reused;
+            let next = if fresh {
+                Some(endpoint.clone())
+            } else {
+                endpoint.live.failed();
+                tried.push(endpoint);
+                self.pick(&tried, Instant::now())
+            };
+            match (failure.body, next) {
+                (Some(rest), Some(next)) if may_retry => {
+                    tracing::debug!(next = %next.instance.address, error = %failure.error, "trying again");
+                    record.retried(failure.error.reason);
+                    (body, endpoint) = (rest, next);
+                }
+                _ => return Err(failure.error),
+            }
         }
-        Lease::H2(upstream) => h2::send(upstream, parts, body, waiting, interim).await,
     }
-}
 
-/// What to speak to the endpoint: what the config says, what the registry says, what the request needs. `None`: what
-/// ALPN settles.
-fn upstream_protocol(snapshot: &Snapshot, endpoint: &Endpoint, parts: &request::Parts) -> Option<Protocol> {
-    let service = &snapshot.settings.service;
-    let tls = service.tls.is_some() || endpoint.instance.tls == Some(true);
-    service.protocol.or(endpoint.instance.protocol).or_else(|| {
-        if headers::is_grpc(&parts.headers) {
-            Some(Protocol::Http2)
-        } else if tls && !headers::is_upgrade(&parts.headers) {
-            None
-        } else {
-            Some(Protocol::Http1)
+    /// An endpoint that was not tried yet.
+    fn pick(&self, tried: &[Arc<Endpoint>], now: Instant) -> Option<Arc<Endpoint>> {
+        let picked = self.snapshot.pick(self.is_grpc, tried, now)?;
+        let fresh = !tried.iter().any(|tried| Arc::ptr_eq(&tried.live, &picked.live));
+        fresh.then(|| picked.clone())
+    }
+
+    /// One try: a connection to the endpoint, and the exchange on it.
+    async fn send_to(
+        &mut self,
+        endpoint: &Arc<Endpoint>,
+        body: Body,
+        fresh: bool,
+    ) -> Result<Response<Body>, SendFailure> {
+        let wanted = self.upstream_protocol(endpoint);
+        let checkout = self.proxy.pool.checkout(self.cluster, endpoint, &self.snapshot.settings, wanted, fresh);
+        let lease = match checkout.await {
+            Ok(lease) => lease,
+            Err(error) => return Err(SendFailure::before(connect_error(endpoint, &error), body)),
+        };
+        self.waiting.shorten(&mut self.parts.headers);
+        match lease {
+            Lease::H1(lease) => {
+                let reused = lease.is_reused();
+                let sent = h1::send(lease, &self.parts, body, &mut self.waiting, self.interim).await;
+                sent.map_err(|failure| SendFailure { reused, ..failure })
+            }
+            Lease::H2(lease) => h2::send(lease, &self.parts, body, &mut self.waiting, self.interim).await,
         }
-    })
+    }
+
+    /// What to speak to the endpoint: what the config says, what the registry says, what the request needs. `None`: what
+    /// ALPN settles.
+    fn upstream_protocol(&self, endpoint: &Endpoint) -> Option<Protocol> {
+        let service = &self.snapshot.settings.service;
+        let tls = service.tls.is_some() || endpoint.instance.tls == Some(true);
+        service.protocol.or(endpoint.instance.protocol).or_else(|| {
+            if self.is_grpc {
+                Some(Protocol::Http2)
+            } else if tls && !headers::is_upgrade(&self.parts.headers) {
+                None
+            } else {
+                Some(Protocol::Http1)
+            }
+        })
+    }
 }
 
 fn no_endpoints(snapshot: &Snapshot) -> ProxyError {

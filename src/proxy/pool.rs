@@ -123,17 +123,23 @@ impl Slot {
         settings: &Settings,
         fresh: bool,
     ) -> Result<H1Lease, ConnectError> {
-        while !fresh {
-            let Some(connection) = self.idle.borrow_mut().pop() else { break };
-            self.pool().idle.dec();
-            if connection.io.is_stale() {
-                self.pool().closed.inc(PoolClosed::Peer as usize);
-                continue;
-            }
+        if !fresh && let Some(connection) = self.take_idle() {
             return Ok(H1Lease::new(connection, self.clone()));
         }
         let (stream, _) = self.open(endpoint, settings, Some(Protocol::Http1)).await?;
         Ok(H1Lease::new(H1Connection::new(stream), self.clone()))
+    }
+
+    /// The idle connection used last that its peer has not closed.
+    fn take_idle(&self) -> Option<H1Connection> {
+        loop {
+            let connection = self.idle.borrow_mut().pop()?;
+            self.pool().idle.dec();
+            if !connection.io.is_stale() {
+                return Some(connection);
+            }
+            self.pool().closed.inc(PoolClosed::Peer as usize);
+        }
     }
 
     async fn http2(
@@ -283,7 +289,7 @@ impl H1Connection {
     /// Whether it is too old for another request. The clock is looked at now and then only.
     fn is_aged(&self, settings: &Settings) -> bool {
         const NOW_AND_THEN: u32 = 64;
-        self.exchanges % NOW_AND_THEN == 0 && self.opened.elapsed() >= settings.service.pool.max_age
+        self.exchanges.is_multiple_of(NOW_AND_THEN) && self.opened.elapsed() >= settings.service.pool.max_age
     }
 }
 

@@ -307,9 +307,10 @@ impl Server {
         write_response(&mut writer.head, &parts, Framing::None, None);
         let written = poll_fn(|cx| writer.poll_flush(cx)).await;
         written.map_err(|error| ProxyError::new(Reason::DownstreamClosed, error.to_string()))?;
-        let mut reader = self.reader.borrow_mut();
-        let down = (reader.io.clone(), std::mem::take(&mut reader.buf));
-        drop(reader);
+        let down = {
+            let mut reader = self.reader.borrow_mut();
+            (reader.io.clone(), std::mem::take(&mut reader.buf))
+        };
         let (sent, received) = tunnel::run(down, upstream, idle, &mut self.timer).await;
         record.bytes_out = received;
         self.reader.borrow_mut().body_bytes += sent;
@@ -321,13 +322,13 @@ impl Server {
     async fn linger(&mut self, io: &Io) {
         let _ = tokio::time::timeout(LINGER, async {
             io.shutdown().await?;
-            let mut reader = self.reader.borrow_mut();
-            loop {
+            let discard = |cx: &mut Context<'_>| {
+                let mut reader = self.reader.borrow_mut();
                 reader.buf.clear();
-                if poll_fn(|cx| reader.poll_fill(cx)).await? == 0 {
-                    return Ok::<(), std::io::Error>(());
-                }
-            }
+                reader.poll_fill(cx)
+            };
+            while poll_fn(discard).await? > 0 {}
+            Ok::<(), std::io::Error>(())
         })
         .await;
     }
