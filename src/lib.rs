@@ -2,7 +2,9 @@
 //!
 //! `ARCHITECTURE.md` is the map; a module uses only those on lower floors, and `tests/` holds that.
 
+pub mod admin;
 pub mod backoff;
+pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod discovery;
