@@ -15,7 +15,7 @@ pub struct Check {
 }
 
 impl Check {
-    pub fn main(self) -> anyhow::Result<()> {
+    pub fn run(self) -> anyhow::Result<()> {
         let loaded = self.config.load()?;
         if self.print {
             print!("{}", config::print(&loaded.config));

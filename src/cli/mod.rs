@@ -1,8 +1,11 @@
 //! The command line: one file per command.
 
 mod check;
+mod client;
+mod endpoints;
 mod run;
 mod schema;
+mod services;
 
 use crate::config::{self, Env, Overrides};
 use clap::{Args, Parser, Subcommand};
@@ -26,6 +29,8 @@ enum Command {
     Run(run::Run),
     Check(check::Check),
     Schema(schema::Schema),
+    Services(services::Services),
+    Endpoints(endpoints::Endpoints),
 }
 
 /// Runs the program. Exit codes: 0 done, 64 bad usage or config, 1 failed.
@@ -40,9 +45,11 @@ pub fn main() -> ExitCode {
         }
     };
     let done = match cli.command {
-        Command::Run(run) => run.main(),
-        Command::Check(check) => check.main(),
-        Command::Schema(schema) => schema.main(),
+        Command::Run(run) => run.run(),
+        Command::Check(check) => check.run(),
+        Command::Schema(schema) => schema.run(),
+        Command::Services(services) => services.run(),
+        Command::Endpoints(endpoints) => endpoints.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -21,7 +21,7 @@ pub struct Run {
 }
 
 impl Run {
-    pub fn main(self) -> anyhow::Result<()> {
+    pub fn run(self) -> anyhow::Result<()> {
         let config = self.config.load()?.config;
         let log = log::install(&config.log).map_err(anyhow::Error::msg)?;
         let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

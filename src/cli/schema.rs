@@ -8,7 +8,7 @@ use clap::Args;
 pub struct Schema {}
 
 impl Schema {
-    pub fn main(self) -> anyhow::Result<()> {
+    pub fn run(self) -> anyhow::Result<()> {
         println!("{}", serde_json::to_string_pretty(&config::schema())?);
         Ok(())
     }

@@ -1,0 +1,307 @@
+//! What the API shows, as types. The commands read with the same types that the admin interface writes with, so the two
+//! cannot drift apart.
+
+use crate::{
+    cluster::{Cluster, Endpoint, table},
+    config::{Policy, Timeouts},
+    discovery::SourceStatus,
+    error::Reason,
+    registry::Protocol,
+    telemetry::metrics::ServiceMetrics,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashSet};
+use tokio::time::Instant;
+
+/// `GET /api/services`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Services {
+    pub services: Vec<Summary>,
+    /// Only with `?all=1`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_followed: Option<NotFollowed>,
+}
+
+/// One followed service on one line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    pub name: String,
+    pub state: State,
+    pub endpoints: usize,
+    /// Endpoints that take requests.
+    pub available: usize,
+    pub in_flight: i64,
+    /// Requests sent to the endpoints that there are now.
+    pub requests: u64,
+    /// Those of them that failed: no response, or a 5xx.
+    pub failures: u64,
+    /// Requests that pillion answered itself or cut off, by reason.
+    pub errors: BTreeMap<String, u64>,
+    pub sources: Vec<Source>,
+}
+
+/// What is known about a service's existence. As [`table::State`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    Pending,
+    Unknown,
+    Known,
+}
+
+/// One registry's word about one service.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Source {
+    pub source: String,
+    /// `None` until it has answered.
+    pub instances: Option<usize>,
+    pub age_seconds: Option<f64>,
+    pub failure: Option<String>,
+}
+
+/// Services that are in the registries only.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct NotFollowed {
+    pub services: Vec<Listed>,
+    /// Registries that could not be asked.
+    pub failures: Vec<ListFailure>,
+}
+
+/// A name, and the registries that know it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Listed {
+    pub name: String,
+    pub registries: Vec<String>,
+}
+
+/// A registry that did not say which services it has.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ListFailure {
+    pub registry: String,
+    pub failure: String,
+}
+
+/// `GET /api/services/NAME`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Detail {
+    pub name: String,
+    pub state: State,
+    pub settings: Settings,
+    pub sources: Vec<Source>,
+    pub in_flight: i64,
+    pub errors: BTreeMap<String, u64>,
+    pub endpoints: Vec<EndpointDetail>,
+}
+
+/// A service's settings in short. All of them are in `/api/config`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    pub policy: Policy,
+    /// What the config says that the upstreams speak; `None` leaves it to the registry and the request.
+    pub protocol: Option<Protocol>,
+    /// Whether the config asks for TLS to all upstreams.
+    pub tls: bool,
+    pub registered_as: Option<String>,
+    pub timeouts: Timeouts,
+}
+
+/// One endpoint: what its registry says, and what its traffic showed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EndpointDetail {
+    pub id: String,
+    pub address: String,
+    pub weight: u32,
+    pub zone: Option<String>,
+    pub labels: BTreeMap<String, String>,
+    pub protocol: Option<Protocol>,
+    pub tls: Option<bool>,
+    pub healthy: bool,
+    pub in_flight: u32,
+    pub requests: u64,
+    pub failures: u64,
+    /// The estimate that the balancer works with. It decays while nothing is sent.
+    pub latency_ms: Option<f64>,
+}
+
+/// `GET` and `PUT /api/log`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LogLevel {
+    pub level: String,
+}
+
+/// `GET /ready` when it is not.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NotReady {
+    /// All that is missing, in one line.
+    pub error: String,
+    pub listening: bool,
+    pub draining: bool,
+    /// Services of the config about which no registry has answered.
+    pub waiting: Vec<Waiting>,
+}
+
+/// A service without a first answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Waiting {
+    pub service: String,
+    pub sources: Vec<Source>,
+}
+
+/// Any answer that is an error.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Refused {
+    pub error: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected: Option<String>,
+    /// The names of all followed services, where one was asked for that is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub followed: Option<Vec<String>>,
+}
+
+impl Summary {
+    pub fn new(cluster: &Cluster, sources: Vec<SourceStatus>) -> Self {
+        let snapshot = cluster.load();
+        // Instances at one address share its numbers, which count once.
+        let mut seen = HashSet::new();
+        let (requests, failures) = snapshot
+            .endpoints
+            .iter()
+            .filter(|endpoint| seen.insert(endpoint.live.key))
+            .fold((0, 0), |(requests, failures), e| (requests + e.live.requests(), failures + e.live.failures()));
+        Self {
+            name: cluster.name.to_string(),
+            state: snapshot.state.into(),
+            endpoints: snapshot.endpoints.len(),
+            available: snapshot.usable(),
+            in_flight: cluster.metrics.in_flight.get(),
+            requests,
+            failures,
+            errors: errors(&cluster.metrics),
+            sources: sources.into_iter().map(Source::from).collect(),
+        }
+    }
+}
+
+impl Detail {
+    pub fn new(cluster: &Cluster, sources: Vec<SourceStatus>, now: Instant) -> Self {
+        let snapshot = cluster.load();
+        let service = &snapshot.settings.service;
+        Self {
+            name: cluster.name.to_string(),
+            state: snapshot.state.into(),
+            settings: Settings {
+                policy: service.balance.policy,
+                protocol: service.protocol,
+                tls: service.tls.is_some(),
+                registered_as: service.registered_as.clone(),
+                timeouts: service.timeouts.clone(),
+            },
+            sources: sources.into_iter().map(Source::from).collect(),
+            in_flight: cluster.metrics.in_flight.get(),
+            errors: errors(&cluster.metrics),
+            endpoints: snapshot.endpoints.iter().map(|endpoint| EndpointDetail::new(endpoint, now)).collect(),
+        }
+    }
+}
+
+impl EndpointDetail {
+    fn new(Endpoint { instance, live }: &Endpoint, now: Instant) -> Self {
+        Self {
+            id: instance.id.clone(),
+            address: instance.address.to_string(),
+            weight: instance.weight,
+            zone: instance.zone.clone(),
+            labels: instance.labels.clone(),
+            protocol: instance.protocol,
+            tls: instance.tls,
+            healthy: instance.healthy,
+            in_flight: live.in_flight(),
+            requests: live.requests(),
+            failures: live.failures(),
+            latency_ms: live.latency(now).map(|latency| thousandths(latency.as_secs_f64() * 1000.0)),
+        }
+    }
+
+    /// Whether the balancer may choose it.
+    pub fn is_available(&self) -> bool {
+        self.healthy && self.weight > 0
+    }
+}
+
+impl From<SourceStatus> for Source {
+    fn from(SourceStatus { source, instances, age, failure }: SourceStatus) -> Self {
+        Self { source, instances, age_seconds: age.map(|age| thousandths(age.as_secs_f64())), failure }
+    }
+}
+
+impl From<table::State> for State {
+    fn from(state: table::State) -> Self {
+        match state {
+            table::State::Pending => Self::Pending,
+            table::State::Unknown => Self::Unknown,
+            table::State::Known => Self::Known,
+        }
+    }
+}
+
+impl NotFollowed {
+    /// From what each registry lists, without the names in `followed`.
+    pub fn new(lists: Vec<(String, Result<Vec<String>, String>)>, followed: &HashSet<String>) -> Self {
+        let mut services: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut failures = Vec::new();
+        for (registry, list) in lists {
+            match list {
+                Ok(names) => {
+                    for name in names.into_iter().filter(|name| !followed.contains(name)) {
+                        let registries = services.entry(name).or_default();
+                        if registries.last() != Some(&registry) {
+                            registries.push(registry.clone());
+                        }
+                    }
+                }
+                Err(failure) => failures.push(ListFailure { registry, failure }),
+            }
+        }
+        let services = services.into_iter().map(|(name, registries)| Listed { name, registries }).collect();
+        Self { services, failures }
+    }
+}
+
+fn errors(metrics: &ServiceMetrics) -> BTreeMap<String, u64> {
+    Reason::ALL
+        .into_iter()
+        .map(|reason| (reason.as_str().to_owned(), metrics.errors.get(reason as usize)))
+        .filter(|(_, count)| *count > 0)
+        .collect()
+}
+
+/// To three places: more is noise to whoever reads it.
+fn thousandths(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_followed_is_listed_once_with_all_registries_that_know_it() {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let lists = vec![
+            ("main".to_owned(), Ok(names(&["users", "orders", "mail", "mail"]))),
+            ("old".to_owned(), Ok(names(&["mail", "billing"]))),
+            ("down".to_owned(), Err("cannot reach it".to_owned())),
+        ];
+        let listed = |name: &str, by: &[&str]| Listed { name: name.into(), registries: names(by) };
+        let failure = ListFailure { registry: "down".into(), failure: "cannot reach it".into() };
+        let seen = NotFollowed::new(lists, &HashSet::from(["users".to_owned()]));
+        let services = vec![listed("billing", &["old"]), listed("mail", &["main", "old"]), listed("orders", &["main"])];
+        assert_eq!(seen, NotFollowed { services, failures: vec![failure] });
+    }
+
+    #[test]
+    fn numbers_are_rounded() {
+        assert_eq!(thousandths(1.234_567_89), 1.235);
+        assert_eq!(thousandths(1e-8), 0.0);
+    }
+}

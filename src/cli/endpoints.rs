@@ -1,0 +1,337 @@
+//! `pillion endpoints NAME`: where a service lives, as a running pillion sees it.
+
+use super::{
+    client::{self, Align, Asking, Table, printable},
+    services::{some, source, state},
+};
+use crate::{
+    admin::view::{Detail, EndpointDetail, Refused, State},
+    config::{Policy, human},
+    registry::Protocol,
+};
+use anyhow::anyhow;
+use http::StatusCode;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use std::{
+    fmt::Write,
+    net::{IpAddr, SocketAddr},
+};
+
+/// Lists one service's endpoints with what their traffic showed.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Endpoints {
+    /// The service's name, as requests name it.
+    #[arg(value_name = "SERVICE")]
+    name: String,
+    #[command(flatten)]
+    asking: Asking,
+}
+
+impl Endpoints {
+    pub fn run(self) -> anyhow::Result<()> {
+        client::run(self.output())
+    }
+
+    async fn output(self) -> anyhow::Result<String> {
+        let name = utf8_percent_encode(&self.name, NON_ALPHANUMERIC);
+        let answer = self.asking.get(&format!("/api/services/{name}")).await?;
+        if answer.status == StatusCode::NOT_FOUND {
+            let followed = answer.read::<Refused>()?.followed.unwrap_or_default();
+            return Err(anyhow!(not_followed(&self.name, &followed)));
+        }
+        let answer = answer.good()?;
+        if self.asking.json { Ok(answer.text()) } else { Ok(show(&answer.read()?)) }
+    }
+}
+
+fn not_followed(name: &str, followed: &[String]) -> String {
+    let name = printable(name);
+    if followed.is_empty() {
+        return format!("`{name}` is not followed, and no other service is; the first request for one starts that");
+    }
+    // A third of the letters may be wrong, as in the config's errors.
+    let most = (name.chars().count() / 3).max(1);
+    let near = followed
+        .iter()
+        .map(|other| (strsim::osa_distance(&name.to_ascii_lowercase(), &other.to_ascii_lowercase()), other))
+        .filter(|(distance, _)| *distance <= most)
+        .min_by_key(|(distance, _)| *distance)
+        .map_or_else(String::new, |(_, other)| format!("; did you mean `{}`?", printable(other)));
+    let names: Vec<&str> = followed.iter().map(String::as_str).collect();
+    format!("`{name}` is not followed{near}\nfollowed: {}", some(&names))
+}
+
+fn show(detail: &Detail) -> String {
+    let available = detail.endpoints.iter().filter(|endpoint| endpoint.is_available()).count();
+    let (name, known) = (printable(&detail.name), state(detail.state));
+    let mut out = format!("{name}: {known}, {available} of {} endpoints available\n", detail.endpoints.len());
+    let _ = writeln!(out, "  {}", settings(detail));
+    for one in &detail.sources {
+        let count = match one.instances {
+            None => String::new(),
+            Some(1) => ", 1 instance".into(),
+            Some(count) => format!(", {count} instances"),
+        };
+        let failure = one.failure.as_ref().map_or_else(String::new, |failure| format!(": {failure}"));
+        let _ = writeln!(out, "  {}", printable(&format!("{}{count}{failure}", source(one))));
+    }
+    for (reason, count) in &detail.errors {
+        let _ = writeln!(out, "  answered or cut off by pillion: {count} × {}", printable(reason));
+    }
+    out.push('\n');
+    out.push_str(&if detail.endpoints.is_empty() { none(detail) } else { table(&detail.endpoints) });
+    out
+}
+
+/// Why there is no endpoint, as far as it is known.
+fn none(detail: &Detail) -> String {
+    let why = match detail.state {
+        State::Pending if detail.sources.is_empty() => "there is no registry to ask",
+        State::Pending => "no registry has answered yet",
+        State::Unknown => "no registry knows a service of this name",
+        State::Known => "no registry lists an instance now",
+    };
+    format!("no endpoints: {why}\n")
+}
+
+fn settings(Detail { settings, .. }: &Detail) -> String {
+    let policy = match settings.policy {
+        Policy::PeakEwma => "peak-ewma",
+        Policy::LeastRequest => "least-request",
+        Policy::RoundRobin => "round-robin",
+        Policy::Random => "random",
+        Policy::ResponseTime => "response-time",
+    };
+    let mut words = vec![policy.to_owned()];
+    words.extend(settings.protocol.map(|protocol| self::protocol(protocol).to_owned()));
+    words.extend(settings.tls.then(|| "TLS".to_owned()));
+    words.extend(settings.registered_as.iter().map(|name| format!("registered as {}", printable(name))));
+    let times = &settings.timeouts;
+    let [connect, request, idle] = [times.connect, times.request, times.idle].map(human::format);
+    words.push(format!("timeouts: connect {connect}, request {request}, idle {idle}"));
+    words.join(", ")
+}
+
+fn protocol(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Http1 => "http1",
+        Protocol::Http2 => "http2",
+    }
+}
+
+fn table(endpoints: &[EndpointDetail]) -> String {
+    let mut table = Table::new([
+        ("ADDRESS", Align::Left),
+        ("STATE", Align::Left),
+        ("WEIGHT", Align::Right),
+        ("IN FLIGHT", Align::Right),
+        ("REQUESTS", Align::Right),
+        ("FAILED", Align::Right),
+        ("LATENCY", Align::Right),
+        ("SPEAKS", Align::Left),
+        ("ZONE", Align::Left),
+        ("LABELS", Align::Left),
+    ]);
+    let mut sorted: Vec<_> = endpoints.iter().collect();
+    sorted.sort_by_cached_key(|endpoint| place(&endpoint.address));
+    for endpoint in sorted {
+        let labels = endpoint.labels.iter().map(|(name, value)| format!("{name}={value}"));
+        table.row([
+            endpoint.address.clone(),
+            condition(endpoint).into(),
+            endpoint.weight.to_string(),
+            endpoint.in_flight.to_string(),
+            endpoint.requests.to_string(),
+            endpoint.failures.to_string(),
+            endpoint.latency_ms.and_then(latency).unwrap_or_else(|| "-".into()),
+            speaks(endpoint),
+            endpoint.zone.clone().unwrap_or_default(),
+            labels.collect::<Vec<_>>().join(","),
+        ]);
+    }
+    table.print()
+}
+
+/// Addresses in the order of their numbers, then names.
+fn place(address: &str) -> (bool, Option<(IpAddr, u16)>, String) {
+    let ip = address.parse::<SocketAddr>().ok().map(|address| (address.ip(), address.port()));
+    (ip.is_none(), ip, address.to_owned())
+}
+
+fn condition(endpoint: &EndpointDetail) -> &'static str {
+    match (endpoint.healthy, endpoint.weight) {
+        (false, _) => "unhealthy",
+        (true, 0) => "no weight",
+        (true, _) => "available",
+    }
+}
+
+/// What its registry says that it speaks.
+fn speaks(endpoint: &EndpointDetail) -> String {
+    let tls = match endpoint.tls {
+        Some(true) => Some("tls"),
+        Some(false) | None => None,
+    };
+    endpoint.protocol.map(protocol).into_iter().chain(tls).collect::<Vec<_>>().join("+")
+}
+
+/// A latency in the unit that leaves it short. Nothing for what has decayed so far that it says nothing.
+fn latency(milliseconds: f64) -> Option<String> {
+    match milliseconds {
+        ms if ms < 0.001 => None,
+        ms if ms < 0.9995 => Some(format!("{:.0}us", ms * 1000.0)),
+        ms if ms < 99.95 => Some(format!("{ms:.1}ms")),
+        ms if ms < 999.5 => Some(format!("{ms:.0}ms")),
+        ms => Some(format!("{:.1}s", ms / 1000.0)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        admin::{
+            tests::{embedded, naming, register, start},
+            view::{Settings, Source},
+        },
+        cli::services::Services,
+        config::Timeouts,
+        registry::layout::plain::Entry,
+    };
+    use clap::Args;
+    use std::collections::BTreeMap;
+
+    fn command<T: Args>(args: &[&str]) -> T {
+        let matches = T::augment_args(clap::Command::new("x")).get_matches_from([&["x"], args].concat());
+        T::from_arg_matches(&matches).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_commands_read_a_running_admin_interface() {
+        let registry = embedded("main");
+        register(&registry, "users", Entry::new("10.0.0.7:80")).await;
+        register(&registry, "mail", Entry::new("10.0.0.8:80")).await;
+        let running = start(naming(&["users"]), vec![registry]);
+        running.until_ready().await;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let admin = listener.local_addr().unwrap().to_string();
+        tokio::spawn(axum::serve(listener, running.router.clone()).into_future());
+
+        let endpoints = async |args: &[&str]| {
+            command::<Endpoints>(&[args, &["--admin", &admin]].concat()).output().await.map_err(|e| e.to_string())
+        };
+        let shown = endpoints(&["users"]).await.unwrap();
+        assert!(shown.starts_with("users: known, 1 of 1 endpoints available\n  peak-ewma, timeouts: "), "{shown}");
+        assert!(shown.contains("\n10.0.0.7:80  available     100 "), "{shown}");
+        let json: Detail = serde_json::from_str(&endpoints(&["users", "--json"]).await.unwrap()).unwrap();
+        assert_eq!(json.endpoints[0].address, "10.0.0.7:80");
+        for name in ["user", "user/../é ?"] {
+            let error = endpoints(&[name]).await.unwrap_err();
+            let expected = format!("`{name}` is not followed");
+            assert!(error.starts_with(&expected) && error.ends_with("\nfollowed: users"), "{error}");
+        }
+        let services = command::<Services>(&["--all", "--admin", &admin]).output().await.unwrap();
+        assert!(services.contains("\nusers    known        1/1 ") && services.contains("\nmail "), "{services}");
+    }
+
+    fn endpoint(address: &str) -> EndpointDetail {
+        EndpointDetail {
+            id: address.into(),
+            address: address.into(),
+            weight: 100,
+            zone: None,
+            labels: BTreeMap::new(),
+            protocol: None,
+            tls: None,
+            healthy: true,
+            in_flight: 0,
+            requests: 0,
+            failures: 0,
+            latency_ms: None,
+        }
+    }
+
+    fn detail(state: State, endpoints: Vec<EndpointDetail>, sources: Vec<Source>) -> Detail {
+        Detail {
+            name: "users".into(),
+            state,
+            settings: Settings {
+                policy: Policy::PeakEwma,
+                protocol: Some(Protocol::Http2),
+                tls: true,
+                registered_as: Some("users-v2".into()),
+                timeouts: Timeouts::default(),
+            },
+            sources,
+            in_flight: 0,
+            errors: [("no_endpoints".to_owned(), 3)].into(),
+            endpoints,
+        }
+    }
+
+    #[test]
+    fn endpoints_are_a_table_under_what_holds_for_all() {
+        let canary = EndpointDetail {
+            weight: 0,
+            zone: Some("az-1".into()),
+            labels: [("env", "dev"), ("version", "canary")].map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+            ..endpoint("10.0.0.10:8080")
+        };
+        let busy =
+            EndpointDetail { in_flight: 12, requests: 120_455, latency_ms: Some(1.234), ..endpoint("10.0.0.9:8080") };
+        let ill = EndpointDetail { healthy: false, failures: 7, ..endpoint("node-3:80") };
+        let main =
+            Source { source: "main".into(), instances: Some(3), age_seconds: Some(3.2), failure: Some("no".into()) };
+        let shown = show(&detail(State::Known, vec![ill, canary, busy], vec![main]));
+        let expected = "\
+users: known, 1 of 3 endpoints available
+  peak-ewma, http2, TLS, registered as users-v2, timeouts: connect 1s, request 15s, idle 1m
+  main 3s failing, 3 instances: no
+  answered or cut off by pillion: 3 × no_endpoints
+
+ADDRESS         STATE      WEIGHT  IN FLIGHT  REQUESTS  FAILED  LATENCY  ZONE  LABELS
+10.0.0.9:8080   available     100         12    120455       0    1.2ms
+10.0.0.10:8080  no weight       0          0         0       0        -  az-1  env=dev,version=cana…
+node-3:80       unhealthy     100          0         0       7        -
+";
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn why_there_are_no_endpoints_is_said() {
+        let last = |state, sources| show(&detail(state, Vec::new(), sources)).lines().last().unwrap().to_owned();
+        let main = || Source { source: "main".into(), instances: None, age_seconds: None, failure: None };
+        assert_eq!(last(State::Pending, vec![main()]), "no endpoints: no registry has answered yet");
+        assert_eq!(last(State::Pending, Vec::new()), "no endpoints: there is no registry to ask");
+        assert_eq!(last(State::Unknown, vec![main()]), "no endpoints: no registry knows a service of this name");
+        assert_eq!(last(State::Known, vec![main()]), "no endpoints: no registry lists an instance now");
+    }
+
+    #[test]
+    fn a_name_that_is_not_followed_is_answered_with_those_that_are() {
+        let followed = ["orders".to_owned(), "users".to_owned()];
+        assert_eq!(
+            not_followed("usres", &followed),
+            "`usres` is not followed; did you mean `users`?\nfollowed: orders, users"
+        );
+        assert_eq!(not_followed("mail", &followed), "`mail` is not followed\nfollowed: orders, users");
+        assert!(not_followed("mail", &[]).contains("no other service is"));
+    }
+
+    #[test]
+    fn latencies_are_short() {
+        for (ms, shown) in
+            [(0.45, "450us"), (1.24, "1.2ms"), (99.9, "99.9ms"), (99.96, "100ms"), (750.4, "750ms"), (1500.0, "1.5s")]
+        {
+            assert_eq!(latency(ms).as_deref(), Some(shown));
+        }
+        assert_eq!((latency(0.0), latency(0.9999).as_deref()), (None, Some("1.0ms")));
+    }
+
+    #[test]
+    fn what_an_endpoint_speaks_is_in_one_word() {
+        let speaking = |protocol, tls| speaks(&EndpointDetail { protocol, tls, ..endpoint("a:1") });
+        assert_eq!(speaking(Some(Protocol::Http2), Some(true)), "http2+tls");
+        assert_eq!((speaking(None, Some(true)), speaking(None, Some(false))), ("tls".into(), String::new()));
+    }
+}
