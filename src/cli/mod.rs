@@ -1,6 +1,7 @@
 //! The command line: one file per command.
 
 mod check;
+mod demo;
 mod run;
 mod schema;
 
@@ -25,6 +26,7 @@ struct Cli {
 enum Command {
     Run(run::Run),
     Check(check::Check),
+    Demo(demo::Demo),
     Schema(schema::Schema),
 }
 
@@ -42,6 +44,7 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Run(run) => run.main(),
         Command::Check(check) => check.main(),
+        Command::Demo(demo) => demo.main(),
         Command::Schema(schema) => schema.main(),
     };
     match done {

@@ -1,5 +1,6 @@
 //! The integration tests, in one binary. Modules `real_*` talk to real servers and need the feature `real-servers`.
 
+mod demo;
 #[cfg(feature = "real-servers")]
 mod following;
 #[cfg(feature = "real-servers")]
