@@ -34,7 +34,9 @@ impl Demo {
             registry: self.registry_listen,
             run_for: self.run_for,
             churn: self.churn,
-            program: std::env::args().next().unwrap_or_else(|| "pillion".into()),
+            program: std::env::args_os()
+                .next()
+                .map_or("pillion".into(), |program| program.to_string_lossy().into_owned()),
         };
         let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         control.block_on(async {

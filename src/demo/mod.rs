@@ -254,7 +254,7 @@ fn introduction(options: &Options, proxy: SocketAddr, admin: SocketAddr) -> Stri
          Every {churn} {leaving} leaves and returns; no request is to fail because of that.\n\n\
          To try, in another terminal:\n\n\
          curl -s -H 'Host: user-service' http://{proxy}/\n\
-         curl -s http://{admin}/metrics | grep pillion_requests_total\n\
+         curl -s http://{admin}/metrics | grep ^pillion_requests_total\n\
          {program} services{at}\n\n\
          Now the traffic: requests per second, those that pillion failed, 503s of the flaky instance's own,\n\
          latency, and each instance's share of its service's requests in percent. Ctrl-C stops.\n"

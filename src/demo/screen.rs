@@ -36,7 +36,7 @@ impl<W: Write> Screen<W> {
         if self.status.is_empty() {
             writeln!(self.out, "{text}")?;
         } else {
-            write!(self.out, "{CLEAR}{text}\n")?;
+            writeln!(self.out, "{CLEAR}{text}")?;
             self.write_status()?;
         }
         self.out.flush()
