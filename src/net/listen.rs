@@ -35,6 +35,9 @@ fn open(address: SocketAddr, reuse_port: bool) -> io::Result<net::TcpListener> {
         socket.set_reuse_port(true)?;
     }
     socket.set_nonblocking(true)?;
+    // Small answers must not wait for the previous one's acknowledgement. Accepted sockets inherit it from this one, which
+    // saves a system call for each.
+    socket.set_tcp_nodelay(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -46,11 +49,7 @@ pub async fn accept(listener: &TcpListener, mut on_error: impl FnMut(&io::Error)
     let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => {
-                // Small answers must not wait for the previous one's acknowledgement. Failure costs latency only.
-                let _ = stream.set_nodelay(true);
-                return (stream, peer);
-            }
+            Ok(accepted) => return accepted,
             Err(error) => {
                 on_error(&error);
                 use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};

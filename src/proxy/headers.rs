@@ -52,12 +52,67 @@ pub fn is_upgrade(headers: &HeaderMap) -> bool {
         && headers.get_all(CONNECTION).iter().flat_map(tokens).any(|token| token.eq_ignore_ascii_case(b"upgrade"))
 }
 
+/// Which of the fields that a proxy must deal with a message has. Found in one pass over its names, because most messages
+/// have hardly any of them, and each look-up in the map costs a hash.
+#[derive(Debug, Default)]
+pub struct Found {
+    connection: bool,
+    te: bool,
+    upgrade: bool,
+    /// Others that concern one connection only.
+    hop: bool,
+    forwarded_for: bool,
+    forwarded_proto: bool,
+    forwarded_host: bool,
+    request_id: bool,
+    timeout: bool,
+}
+
+impl Found {
+    pub fn new(headers: &HeaderMap) -> Self {
+        let mut found = Self::default();
+        for name in headers.keys() {
+            match name.as_str() {
+                "connection" => found.connection = true,
+                "te" => found.te = true,
+                "upgrade" => found.upgrade = true,
+                "transfer-encoding" | "keep-alive" | "proxy-connection" | "http2-settings" => found.hop = true,
+                "x-forwarded-for" => found.forwarded_for = true,
+                "x-forwarded-proto" => found.forwarded_proto = true,
+                "x-forwarded-host" => found.forwarded_host = true,
+                "x-request-id" => found.request_id = true,
+                "grpc-timeout" | "x-request-timeout" => found.timeout = true,
+                _ => {}
+            }
+        }
+        found
+    }
+
+    /// Removes what concerns one connection only, and what `Connection` names as such (RFC 9110, section 7.6.1).
+    fn strip_hop_by_hop(&self, headers: &mut HeaderMap) {
+        if self.connection {
+            let fields = headers.get_all(CONNECTION).iter().flat_map(tokens);
+            let named: Vec<HeaderName> = fields.filter_map(|token| HeaderName::from_bytes(token).ok()).collect();
+            headers.remove(CONNECTION);
+            for name in named.into_iter().filter(|name| name != HOST) {
+                headers.remove(name);
+            }
+        }
+        if self.te || self.upgrade || self.hop {
+            for name in [KEEP_ALIVE, PROXY_CONNECTION, TE, TRANSFER_ENCODING, UPGRADE, HTTP2_SETTINGS] {
+                headers.remove(name);
+            }
+        }
+    }
+}
+
 /// Makes the request's headers those of the next hop: without hop-by-hop fields, with `x-forwarded-*` and `x-request-id`.
-pub fn prepare_request(parts: &mut request::Parts, origin: &Origin) {
-    let upgrade = is_upgrade(&parts.headers).then(|| parts.headers.get(UPGRADE).cloned()).flatten();
+pub fn prepare_request(parts: &mut request::Parts, found: &Found, origin: &Origin) {
     let headers = &mut parts.headers;
-    let trailers = headers.get_all(TE).iter().flat_map(tokens).any(|token| token.eq_ignore_ascii_case(b"trailers"));
-    strip_hop_by_hop(headers);
+    let upgrade = if found.upgrade && is_upgrade(headers) { headers.get(UPGRADE).cloned() } else { None };
+    let trailers =
+        found.te && headers.get_all(TE).iter().flat_map(tokens).any(|token| token.eq_ignore_ascii_case(b"trailers"));
+    found.strip_hop_by_hop(headers);
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
@@ -73,56 +128,36 @@ pub fn prepare_request(parts: &mut request::Parts, origin: &Origin) {
             headers.insert(HOST, host);
         }
     }
-    match headers.get(X_FORWARDED_FOR) {
-        None => {
-            headers.insert(X_FORWARDED_FOR, origin.forwarded_for.clone());
+    if found.forwarded_for {
+        let all = headers.get_all(X_FORWARDED_FOR).iter().map(HeaderValue::as_bytes);
+        let all: Vec<&[u8]> = all.chain([origin.forwarded_for.as_bytes()]).collect();
+        if let Ok(all) = HeaderValue::from_bytes(&all.join(&b", "[..])) {
+            headers.insert(X_FORWARDED_FOR, all);
         }
-        Some(before) => {
-            let all = [before.as_bytes(), b", ", origin.forwarded_for.as_bytes()].concat();
-            if let Ok(all) = HeaderValue::from_bytes(&all) {
-                headers.insert(X_FORWARDED_FOR, all);
-            }
-        }
+    } else {
+        headers.append(X_FORWARDED_FOR, origin.forwarded_for.clone());
     }
-    if !headers.contains_key(X_FORWARDED_PROTO) {
-        headers.insert(X_FORWARDED_PROTO, origin.proto.clone());
+    if !found.forwarded_proto {
+        headers.append(X_FORWARDED_PROTO, origin.proto.clone());
     }
-    if !headers.contains_key(X_FORWARDED_HOST)
+    if !found.forwarded_host
         && let Some(host) = headers.get(HOST).cloned()
     {
-        headers.insert(X_FORWARDED_HOST, host);
+        headers.append(X_FORWARDED_HOST, host);
     }
-    if !headers.contains_key(X_REQUEST_ID) {
-        headers.insert(X_REQUEST_ID, request_id());
+    if !found.request_id {
+        headers.append(X_REQUEST_ID, request_id());
     }
 }
 
 /// Makes the response's headers those of the previous hop.
 pub fn prepare_response(headers: &mut HeaderMap) {
-    let upgrade = headers.get(UPGRADE).filter(|_| is_upgrade(headers)).cloned();
-    strip_hop_by_hop(headers);
+    let found = Found::new(headers);
+    let upgrade = if found.upgrade && is_upgrade(headers) { headers.get(UPGRADE).cloned() } else { None };
+    found.strip_hop_by_hop(headers);
     if let Some(upgrade) = upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(UPGRADE, upgrade);
-    }
-}
-
-/// Removes what concerns one connection only, and what `Connection` names as such (RFC 9110, section 7.6.1).
-fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(CONNECTION) {
-        let named: Vec<HeaderName> = headers
-            .get_all(CONNECTION)
-            .iter()
-            .flat_map(tokens)
-            .filter_map(|t| HeaderName::from_bytes(t).ok())
-            .collect();
-        headers.remove(CONNECTION);
-        for name in named.into_iter().filter(|name| name != HOST) {
-            headers.remove(name);
-        }
-    }
-    for name in [KEEP_ALIVE, PROXY_CONNECTION, TE, TRANSFER_ENCODING, UPGRADE, HTTP2_SETTINGS] {
-        headers.remove(name);
     }
 }
 
@@ -139,7 +174,10 @@ fn request_id() -> HeaderValue {
 
 /// When the caller wants its answer at the latest, by `grpc-timeout` or `x-request-timeout`. What is
 /// left of it at each try is written back with [`put_deadline`].
-pub fn deadline(headers: &HeaderMap, now: Instant) -> Result<Option<Instant>, ProxyError> {
+pub fn deadline(headers: &HeaderMap, found: &Found, now: Instant) -> Result<Option<Instant>, ProxyError> {
+    if !found.timeout {
+        return Ok(None);
+    }
     let mut timeout: Option<Duration> = None;
     for (name, parse) in
         [(GRPC_TIMEOUT, parse_grpc as fn(&str) -> Option<Duration>), (X_REQUEST_TIMEOUT, parse_timeout)]
@@ -221,7 +259,8 @@ mod tests {
     fn prepared(fields: &[(&str, &str)]) -> HeaderMap {
         let builder = fields.iter().fold(Request::get("/"), |b, (name, value)| b.header(*name, *value));
         let (mut parts, ()) = builder.body(()).unwrap().into_parts();
-        prepare_request(&mut parts, &Origin::new("10.1.2.3:9".parse().unwrap()));
+        let found = Found::new(&parts.headers);
+        prepare_request(&mut parts, &found, &Origin::new("10.1.2.3:9".parse().unwrap()));
         parts.headers
     }
 
@@ -281,7 +320,7 @@ mod tests {
         headers.insert("grpc-timeout", HeaderValue::from_static("2S"));
         headers.insert("x-request-timeout", HeaderValue::from_static("1500ms"));
         let now = Instant::now();
-        let deadline = deadline(&headers, now).unwrap().unwrap();
+        let deadline = deadline(&headers, &Found::new(&headers), now).unwrap().unwrap();
         assert_eq!(deadline - now, Duration::from_millis(1500));
         tokio::time::advance(Duration::from_millis(400)).await;
         put_deadline(&mut headers, deadline);
@@ -304,7 +343,11 @@ mod tests {
         ] {
             let mut headers = HeaderMap::new();
             headers.insert(HeaderName::from_static(name), HeaderValue::from_bytes(value.as_bytes()).unwrap());
-            assert_eq!(deadline(&headers, Instant::now()).unwrap_err().reason, reason, "{name}: {value}");
+            assert_eq!(
+                deadline(&headers, &Found::new(&headers), Instant::now()).unwrap_err().reason,
+                reason,
+                "{name}: {value}"
+            );
         }
     }
 

@@ -81,11 +81,12 @@ async fn carry(
     record.routed(cluster.clone());
     let snapshot = ready_snapshot(&cluster, down.proxy.discovery.first_answer()).await?;
     let (mut parts, body) = request.into_parts();
-    let deadline = headers::deadline(&parts.headers, record.started())?;
-    headers::prepare_request(&mut parts, down.origin);
+    let found = headers::Found::new(&parts.headers);
+    let deadline = headers::deadline(&parts.headers, &found, record.started())?;
+    headers::prepare_request(&mut parts, &found, down.origin);
     record.prepared(&parts);
     let timeouts = &snapshot.settings.service.timeouts;
-    let mut waiting = Waiting::new(&mut *down.timer, timeouts, deadline);
+    let mut waiting = Waiting::new(&mut *down.timer, timeouts, record.started(), deadline);
     let mut response =
         try_endpoints(&cluster, &snapshot, &mut parts, body, &mut waiting, down.proxy, down.interim, record).await?;
     headers::prepare_response(response.headers_mut());
@@ -137,7 +138,7 @@ async fn try_endpoints(
     let mut fresh = false;
     loop {
         record.attempt(InFlight::start(endpoint.clone()));
-        let started = Instant::now();
+        let started = if record.attempts() == 1 { record.started() } else { Instant::now() };
         let failure = match send_to(cluster, snapshot, &endpoint, parts, body, waiting, proxy, interim, fresh).await {
             Ok(response) => {
                 let now = Instant::now();
@@ -264,6 +265,8 @@ pub struct Waiting<'t> {
     deadline: Option<Instant>,
     /// When it is over, as known so far.
     until: Option<Instant>,
+    /// When the request came; until the first wait this is as good as now.
+    begun: Option<Instant>,
     sent: bool,
     seen: u64,
     quiet: u32,
@@ -273,7 +276,7 @@ impl<'t> Waiting<'t> {
     /// The idle time is looked at this often per period, so that bytes that move cost nothing.
     const LOOKS: u32 = 4;
 
-    pub fn new(timer: &'t mut Timer, timeouts: &Timeouts, deadline: Option<Instant>) -> Self {
+    pub fn new(timer: &'t mut Timer, timeouts: &Timeouts, begun: Instant, deadline: Option<Instant>) -> Self {
         timer.clear();
         Self {
             timer,
@@ -281,6 +284,7 @@ impl<'t> Waiting<'t> {
             idle: timeouts.idle,
             deadline,
             until: deadline,
+            begun: Some(begun),
             sent: false,
             seen: 0,
             quiet: 0,
@@ -291,7 +295,7 @@ impl<'t> Waiting<'t> {
     pub fn request_sent(&mut self) {
         if !self.sent {
             self.sent = true;
-            let until = Instant::now() + self.request;
+            let until = self.begun.unwrap_or_else(Instant::now) + self.request;
             let until = self.deadline.map_or(until, |deadline| deadline.min(until));
             self.until = Some(until);
             self.timer.set(until);
@@ -300,6 +304,7 @@ impl<'t> Waiting<'t> {
 
     /// Ready with the error when time is up. `moved` counts what has been sent.
     pub fn poll_expired(&mut self, moved: u64, cx: &mut Context<'_>) -> Poll<ProxyError> {
+        self.begun = None;
         if !self.sent && self.quiet == 0 && self.seen == 0 {
             self.next_look();
         }

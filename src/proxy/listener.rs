@@ -4,6 +4,7 @@ use super::{h1, h2, headers::Origin, http::Proxy, timer::Timer};
 use crate::{
     config::{self, ListenerLimits},
     net::{
+        buffers,
         detect::{Detected, detect},
         io::{Io, Stream},
         listen,
@@ -23,7 +24,7 @@ use std::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::watch,
+    sync::{Notify, watch},
     time::Instant,
 };
 
@@ -35,6 +36,9 @@ pub struct Listener {
     settings: RefCell<Rc<Settings>>,
     closing: watch::Receiver<bool>,
     is_closing: Cell<bool>,
+    /// Connections of this worker, and the word that the last one is gone.
+    open: Cell<usize>,
+    last_gone: Notify,
 }
 
 /// What can change while a listener is up.
@@ -64,6 +68,8 @@ impl Listener {
             settings: RefCell::new(Settings::new(config)),
             closing,
             is_closing: Cell::new(false),
+            open: Cell::new(0),
+            last_gone: Notify::new(),
         }
     }
 
@@ -93,11 +99,9 @@ impl Listener {
     /// Accepts until the listener is to end, then waits until its last connection is gone.
     pub async fn run(self: Rc<Self>, socket: TcpListener, proxy: Rc<Proxy>) {
         let mut closed = self.closed();
-        let mut tasks = tokio::task::JoinSet::new();
         loop {
             let (stream, peer) = tokio::select! {
                 accepted = listen::accept(&socket, |error| self.accept_failed(error)) => accepted,
-                Some(_) = tasks.join_next() => continue,
                 () = &mut closed => break,
             };
             // All workers' connections count against one limit.
@@ -105,12 +109,14 @@ impl Listener {
                 self.metrics.refused.inc(Refused::Limit as usize);
                 continue;
             }
-            let connection = Connection::new(self.clone());
-            tasks.spawn_local(serve(stream, peer, connection, proxy.clone()));
+            // Owned by `open`, which is waited for below.
+            tokio::task::spawn_local(serve(stream, peer, Connection::new(self.clone()), proxy.clone()));
         }
         self.is_closing.set(true);
         drop(socket);
-        while tasks.join_next().await.is_some() {}
+        while self.open.get() > 0 {
+            self.last_gone.notified().await;
+        }
     }
 
     fn accept_failed(&self, error: &std::io::Error) {
@@ -129,6 +135,7 @@ impl Connection {
     fn new(listener: Rc<Listener>) -> Self {
         listener.metrics.accepted.inc();
         listener.metrics.connections.inc();
+        listener.open.set(listener.open.get() + 1);
         Self { listener }
     }
 }
@@ -136,6 +143,10 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.listener.metrics.connections.dec();
+        self.listener.open.set(self.listener.open.get() - 1);
+        if self.listener.open.get() == 0 {
+            self.listener.last_gone.notify_one();
+        }
     }
 }
 
@@ -145,41 +156,65 @@ async fn serve(stream: TcpStream, peer: SocketAddr, connection: Connection, prox
     let origin = Rc::new(Origin::new(peer));
     let io = Io::new(Stream::Tcp(stream));
     let mut timer = Timer::default();
-    let Some((start, protocol)) = first_bytes(&io, &listener, &mut timer).await else { return };
+    let mut closed = listener.closed();
+    let Some((start, protocol)) = first_bytes(&io, &listener, &mut timer, &mut closed).await else { return };
     match protocol {
-        Detected::Http2 => h2::serve(io.into_inner(), start, listener, origin, proxy).await,
-        Detected::Http1 | Detected::Unsure => h1::serve(io, start, listener, origin, proxy, timer).await,
+        // Boxed, because it is the larger of the two, and HTTP/1 has the many short connections.
+        Detected::Http2 => Box::pin(h2::serve(io.into_inner(), start, listener, origin, proxy, closed)).await,
+        Detected::Http1 | Detected::Unsure => h1::serve(io, start, listener, origin, proxy, timer, closed).await,
     }
 }
 
 /// Reads until it is clear what the client speaks. `None`: it left, or said nothing in time.
-async fn first_bytes(io: &Io, listener: &Listener, timer: &mut Timer) -> Option<(BytesMut, Detected)> {
-    let limits = listener.settings().limits.clone();
+async fn first_bytes(
+    io: &Io,
+    listener: &Listener,
+    timer: &mut Timer,
+    closed: &mut LocalBoxFuture<'static, ()>,
+) -> Option<(BytesMut, Detected)> {
+    let settings = listener.settings();
     let mut start = BytesMut::new();
     // Clients open connections in advance; silence is idleness until the first byte.
-    timer.set(Instant::now() + limits.idle_timeout);
-    let detected = poll_fn(|cx| {
+    timer.set(Instant::now() + settings.limits.idle_timeout);
+    poll_fn(|cx| {
         loop {
-            if timer.poll_expired(cx).is_ready() {
-                return Poll::Ready(None);
-            }
             // Without a byte there is no need for a buffer either.
-            if start.is_empty() && io.poll_readable(cx).is_pending() {
-                return Poll::Pending;
+            let readable = !start.is_empty() || io.poll_readable(cx).is_ready();
+            if readable {
+                if start.capacity() == 0 {
+                    start = buffers::take(buffers::HEAD);
+                }
+                start.reserve(1);
+                match io.poll_read(cx, &mut start) {
+                    Poll::Pending => {}
+                    Poll::Ready(Err(_) | Ok(0)) => return Poll::Ready(None),
+                    Poll::Ready(Ok(_)) => match detect(&start) {
+                        Detected::Unsure => {
+                            timer.set(Instant::now() + settings.limits.head_timeout);
+                            continue;
+                        }
+                        known => return Poll::Ready(Some((std::mem::take(&mut start), known))),
+                    },
+                }
             }
-            start.reserve(h1::REQUEST_ROOM);
-            match io.poll_read(cx, &mut start) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Err(_) | Ok(0)) => return Poll::Ready(None),
-                Poll::Ready(Ok(_)) => match detect(&start) {
-                    Detected::Unsure => timer.set(Instant::now() + limits.head_timeout),
-                    known => return Poll::Ready(Some(known)),
-                },
-            }
+            let over = timer.poll_expired(cx).is_ready() || closed.as_mut().poll(cx).is_ready();
+            return if over { Poll::Ready(None) } else { Poll::Pending };
         }
-    });
-    tokio::select! {
-        detected = detected => Some((start, detected?)),
-        () = listener.closed() => None,
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every open connection costs its future. The limit is there to be noticed, not to be raised.
+    #[test]
+    fn a_connections_future_is_small() {
+        fn size<A, B, C, D, F>(_: impl Fn(A, B, C, D) -> F) -> usize {
+            size_of::<F>()
+        }
+        let size = size(serve);
+        assert!(size <= 6 * 1024, "{size} bytes");
     }
 }

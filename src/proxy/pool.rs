@@ -23,6 +23,9 @@ use std::{
 };
 use tokio::time::Instant;
 
+/// How often idle connections are looked at.
+const PERIOD: Duration = Duration::from_secs(1);
+
 /// All connections of one worker.
 #[derive(Debug, Default)]
 pub struct Pool {
@@ -96,7 +99,7 @@ impl Pool {
 
     /// Closes what is idle for too long, too old, closed by its peer, or belongs to an endpoint that is gone. Never ends.
     pub async fn sweep(self: Rc<Self>) {
-        let mut ticks = tokio::time::interval(Duration::from_secs(1));
+        let mut ticks = tokio::time::interval(PERIOD);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
@@ -123,8 +126,8 @@ impl Slot {
         while !fresh {
             let Some(connection) = self.idle.borrow_mut().pop() else { break };
             self.pool().idle.dec();
-            if let Some(why) = connection.unfit(settings) {
-                self.pool().closed.inc(why as usize);
+            if connection.io.is_stale() {
+                self.pool().closed.inc(PoolClosed::Peer as usize);
                 continue;
             }
             return Ok(H1Lease::new(connection, self.clone()));
@@ -139,8 +142,7 @@ impl Slot {
         settings: &Arc<Settings>,
     ) -> Result<H2Lease, ConnectError> {
         loop {
-            let max_age = settings.service.pool.max_age;
-            let free = self.multiplexed.borrow().iter().find(|connection| connection.has_room(max_age)).cloned();
+            let free = self.multiplexed.borrow().iter().find(|connection| connection.has_room()).cloned();
             if let Some(connection) = free {
                 return Ok(H2Lease::new(connection));
             }
@@ -207,9 +209,12 @@ impl Slot {
     /// Puts an idle connection back.
     fn keep(&self, connection: H1Connection) {
         let mut idle = self.idle.borrow_mut();
+        let settings = self.settings.borrow();
         let why = if self.live.strong_count() == 0 {
             Some(PoolClosed::Removed)
-        } else if idle.len() >= self.settings.borrow().service.pool.max_idle {
+        } else if connection.is_aged(&settings) {
+            Some(PoolClosed::Age)
+        } else if idle.len() >= settings.service.pool.max_idle {
             Some(PoolClosed::Full)
         } else {
             None
@@ -226,14 +231,19 @@ impl Slot {
     fn sweep(&self, now: Instant) {
         let settings = self.settings.borrow().clone();
         let gone = self.live.strong_count() == 0;
-        self.idle.borrow_mut().retain(|connection| {
-            let idle_for = now.saturating_duration_since(connection.idle_since);
+        let pool = &settings.service.pool;
+        self.idle.borrow_mut().retain_mut(|connection| {
+            connection.idle += PERIOD;
             let why = if gone {
                 Some(PoolClosed::Removed)
-            } else if idle_for >= settings.service.pool.idle_timeout {
+            } else if connection.io.is_stale() {
+                Some(PoolClosed::Peer)
+            } else if connection.idle >= pool.idle_timeout {
                 Some(PoolClosed::Idle)
+            } else if now.saturating_duration_since(connection.opened) >= pool.max_age {
+                Some(PoolClosed::Age)
             } else {
-                connection.unfit(&settings)
+                None
             };
             if let Some(why) = why {
                 self.pool().idle.dec();
@@ -242,8 +252,7 @@ impl Slot {
             why.is_none()
         });
         // Dropping the last handle lets requests in progress end, then closes the connection.
-        let pool = &settings.service.pool;
-        self.multiplexed.borrow_mut().retain(|c| !gone && c.is_worth_keeping(pool.max_age, pool.idle_timeout, now));
+        self.multiplexed.borrow_mut().retain(|connection| !gone && connection.is_worth_keeping(pool, now, PERIOD));
     }
 }
 
@@ -261,25 +270,20 @@ impl Drop for Slot {
 pub struct H1Connection {
     io: Rc<Io>,
     opened: Instant,
-    idle_since: Instant,
-    exchanges: u64,
+    /// Counted by the sweep, so that giving a connection back needs no clock.
+    idle: Duration,
+    exchanges: u32,
 }
 
 impl H1Connection {
     fn new(stream: Stream) -> Self {
-        let now = Instant::now();
-        Self { io: Rc::new(Io::new(stream)), opened: now, idle_since: now, exchanges: 0 }
+        Self { io: Rc::new(Io::new(stream)), opened: Instant::now(), idle: Duration::ZERO, exchanges: 0 }
     }
 
-    /// Why it must not carry another request, if so.
-    fn unfit(&self, settings: &Settings) -> Option<PoolClosed> {
-        if self.io.is_stale() {
-            Some(PoolClosed::Peer)
-        } else if self.opened.elapsed() >= settings.service.pool.max_age {
-            Some(PoolClosed::Age)
-        } else {
-            None
-        }
+    /// Whether it is too old for another request. The clock is looked at now and then only.
+    fn is_aged(&self, settings: &Settings) -> bool {
+        const NOW_AND_THEN: u32 = 64;
+        self.exchanges % NOW_AND_THEN == 0 && self.opened.elapsed() >= settings.service.pool.max_age
     }
 }
 
@@ -310,8 +314,8 @@ impl H1Lease {
     pub fn give_back(mut self) {
         if let Some(mut connection) = self.connection.take() {
             self.slot.pool().active.dec();
-            connection.exchanges += 1;
-            connection.idle_since = Instant::now();
+            connection.exchanges = connection.exchanges.wrapping_add(1);
+            connection.idle = Duration::ZERO;
             self.slot.keep(connection);
         }
     }
@@ -335,16 +339,13 @@ pub struct H2Lease {
 impl H2Lease {
     fn new(connection: Rc<h2::Connection>) -> Self {
         connection.streams.set(connection.streams.get() + 1);
+        connection.idle.set(Duration::ZERO);
         Self { connection }
     }
 }
 
 impl Drop for H2Lease {
     fn drop(&mut self) {
-        let left = self.connection.streams.get() - 1;
-        self.connection.streams.set(left);
-        if left == 0 {
-            self.connection.idle_since.set(Instant::now());
-        }
+        self.connection.streams.set(self.connection.streams.get() - 1);
     }
 }

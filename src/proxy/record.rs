@@ -31,7 +31,8 @@ pub struct Record {
     status: u16,
     failure: Option<ProxyError>,
     line: Line,
-    finished: bool,
+    /// When the response had been written to its end.
+    ended: Option<Instant>,
     /// Bytes of the request's body.
     pub bytes_in: u64,
     /// Bytes of the response's body.
@@ -71,7 +72,7 @@ impl Record {
                 request_id: None,
                 version: request.version(),
             },
-            finished: false,
+            ended: None,
             bytes_in: 0,
             bytes_out: 0,
         }
@@ -149,22 +150,24 @@ impl Record {
         }
     }
 
-    /// The response was written to its end.
-    pub fn finish(mut self) {
-        self.finished = true;
+    /// The response was written to its end. Gives the time, which the codec needs as well.
+    pub fn finish(mut self) -> Instant {
+        let now = Instant::now();
+        self.ended = Some(now);
+        now
     }
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
-        if !self.finished && self.failure.is_none() {
+        if self.ended.is_none() && self.failure.is_none() {
             self.failure = Some(ProxyError::new(Reason::DownstreamClosed, "the request was abandoned"));
         }
         let reason = self.failure.as_ref().map(|failure| failure.reason);
         if self.status == 0 {
             self.status = reason.map_or(0, |reason| reason.status().as_u16());
         }
-        let duration = self.started.elapsed();
+        let duration = self.ended.unwrap_or_else(Instant::now) - self.started;
         match &self.cluster {
             Some(cluster) => {
                 let metrics = &cluster.metrics;

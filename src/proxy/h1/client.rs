@@ -4,7 +4,7 @@ use super::{
     decode::Decoder,
     encode::{CopyError, Sending, Writer},
     head::{Framing, HeadLimits, HeadScan, OriginalNames, parse_response, write_request},
-    reader::{RESPONSE_ROOM, Reader, Side},
+    reader::{Reader, Side},
 };
 use crate::{
     error::{ProxyError, Reason},
@@ -122,7 +122,7 @@ impl Exchange {
                 }
                 Err(error) => return Poll::Ready(Err(broken(error.detail))),
             }
-            match self.reader.poll_fill(cx, RESPONSE_ROOM) {
+            match self.reader.poll_fill(cx) {
                 Poll::Ready(Ok(0)) => {
                     let detail = match &write_error {
                         Some(error) => format!("sending the request: {error}").into(),
@@ -170,7 +170,8 @@ impl Exchange {
             sending.forget();
         }
         if parts.status == StatusCode::SWITCHING_PROTOCOLS {
-            let tunnel = Tunnel { lease: self.lease, io: self.reader.io, read: self.reader.buf };
+            let read = std::mem::take(&mut self.reader.buf);
+            let tunnel = Tunnel { lease: self.lease, io: self.reader.io.clone(), read };
             return Response::from_parts(parts, Body::Tunnel(Box::new(tunnel)));
         }
         self.reader.decoder = Decoder::new(framing);

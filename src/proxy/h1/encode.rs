@@ -3,7 +3,7 @@
 use super::head::{Framing, write_fields};
 use crate::{
     error::ProxyError,
-    net::io::Io,
+    net::{buffers, io::Io},
     proxy::body::{Body, Replay},
 };
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -33,7 +33,7 @@ pub struct Writer {
 
 impl Writer {
     pub fn new(io: Rc<Io>) -> Self {
-        Self { io, head: BytesMut::new(), piece: Bytes::new(), tail: b"", started: false }
+        Self { io, head: buffers::take(buffers::HEAD), piece: Bytes::new(), tail: b"", started: false }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -93,9 +93,22 @@ impl Writer {
         self.tail = &self.tail[written - from_piece..];
     }
 
-    /// Gives the buffer's memory back while the connection idles.
+    /// Gives the buffer's memory back while the connection idles. What is still in it is lost.
     pub fn release(&mut self) {
-        self.head = BytesMut::new();
+        buffers::give(std::mem::take(&mut self.head));
+    }
+
+    /// Gets a buffer for the next message.
+    pub fn prepare(&mut self) {
+        if self.head.capacity() == 0 {
+            self.head = buffers::take(buffers::HEAD);
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.release();
     }
 }
 

@@ -11,5 +11,5 @@ mod reader;
 mod server;
 
 pub use client::{ResponseBody, Tunnel, send};
-pub use reader::{REQUEST_ROOM, RequestBody};
+pub use reader::RequestBody;
 pub use server::serve;

@@ -3,7 +3,7 @@
 use super::decode::{Decoded, Decoder};
 use crate::{
     error::{ProxyError, Reason},
-    net::io::Io,
+    net::{buffers, io::Io},
 };
 use bytes::{Bytes, BytesMut};
 use http_body::Frame;
@@ -14,12 +14,6 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-/// Room for a request's head: most fit, and a larger one makes the buffer grow.
-pub const REQUEST_ROOM: usize = 8 * 1024;
-/// Room for a response's head and the start of its body, so that a response of 16 KiB takes one read.
-pub const RESPONSE_ROOM: usize = 32 * 1024;
-/// Room for more of a body while it flows.
-const BODY_ROOM: usize = 64 * 1024;
 /// A read with less room than this would waste a system call on a crumb.
 const MIN_ROOM: usize = 2 * 1024;
 
@@ -45,12 +39,35 @@ impl Reader {
         Self { io, buf, decoder: Decoder::Done, body_bytes: 0, side }
     }
 
-    /// Reads more into the buffer, with room for `room` bytes if there is little left.
-    pub fn poll_fill(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<usize>> {
-        if self.buf.capacity() - self.buf.len() < MIN_ROOM.min(room) {
-            self.buf.reserve(room);
+    /// Reads more into the buffer. While there is nothing to read, an empty buffer takes no memory.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.buf.is_empty() {
+            if self.io.poll_readable(cx)?.is_pending() {
+                self.release();
+                return Poll::Pending;
+            }
+            if self.buf.capacity() < MIN_ROOM {
+                self.release();
+                self.buf = buffers::take(self.room());
+            }
+        } else if self.buf.capacity() - self.buf.len() < MIN_ROOM {
+            self.buf.reserve(self.room());
         }
         self.io.poll_read(cx, &mut self.buf)
+    }
+
+    /// Gives the buffer's memory back; what is in it is lost.
+    pub fn release(&mut self) {
+        buffers::give(std::mem::take(&mut self.buf));
+    }
+
+    /// How much to make room for.
+    fn room(&self) -> usize {
+        match (self.side, &self.decoder) {
+            (Side::Downstream, Decoder::Done) => buffers::HEAD,
+            (Side::Downstream, Decoder::Counted { left }) if *left <= buffers::HEAD as u64 => buffers::HEAD,
+            _ => buffers::BODY,
+        }
     }
 
     /// The next piece of the current message's body.
@@ -72,12 +89,7 @@ impl Reader {
                 }
                 Ok(Decoded::NeedMore) => {}
             }
-            // A counted body needs no more room than it is long.
-            let room = match self.decoder.length() {
-                Some(left) => usize::try_from(left).unwrap_or(BODY_ROOM).clamp(1, BODY_ROOM),
-                None => BODY_ROOM,
-            };
-            match ready!(self.poll_fill(cx, room)) {
+            match ready!(self.poll_fill(cx)) {
                 Ok(0) if matches!(self.decoder, Decoder::UntilClose) => {
                     self.decoder = Decoder::Done;
                     return Poll::Ready(None);
@@ -95,6 +107,12 @@ impl Reader {
             Side::Upstream => Reason::UpstreamTruncated,
         };
         ProxyError::new(reason, detail)
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.release();
     }
 }
 

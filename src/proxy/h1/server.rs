@@ -5,7 +5,7 @@ use super::{
     decode::Decoder,
     encode::{CopyError, Sending, Writer},
     head::{Framing, HeadError, HeadLimits, HeadScan, RequestHead, parse_request, write_response},
-    reader::{REQUEST_ROOM, Reader, RequestBody, Side},
+    reader::{Reader, RequestBody, Side},
 };
 use crate::{
     error::{ProxyError, Reason},
@@ -51,14 +51,15 @@ pub async fn serve(
     origin: Rc<Origin>,
     proxy: Rc<Proxy>,
     timer: Timer,
+    closing: LocalBoxFuture<'static, ()>,
 ) {
     let io = Rc::new(io);
-    let closing = listener.closed();
     let mut server = Server {
         reader: Rc::new(RefCell::new(Reader::new(io.clone(), start, Side::Downstream))),
         writer: RefCell::new(Writer::new(io.clone())),
         scan: HeadScan::default(),
         timer,
+        idle_since: Instant::now(),
         closing,
         listener,
         origin,
@@ -96,6 +97,7 @@ struct Server {
     writer: RefCell<Writer>,
     scan: HeadScan,
     timer: Timer,
+    idle_since: Instant,
     closing: LocalBoxFuture<'static, ()>,
     listener: Rc<Listener>,
     origin: Rc<Origin>,
@@ -125,7 +127,7 @@ impl Server {
         record.bytes_in = self.reader.borrow().body_bytes - received;
         match next {
             Ok(next) => {
-                record.finish();
+                self.idle_since = record.finish();
                 next
             }
             Err(error) => {
@@ -143,9 +145,9 @@ impl Server {
         let (reader, scan, timer) = (&self.reader, &mut self.scan, &mut self.timer);
         // An idle connection holds no buffers.
         if reader.borrow().buf.is_empty() {
-            reader.borrow_mut().buf = BytesMut::new();
+            reader.borrow_mut().release();
             self.writer.borrow_mut().release();
-            timer.set(Instant::now() + limits.idle_timeout);
+            timer.set(self.idle_since + limits.idle_timeout);
         } else {
             timer.set(Instant::now() + limits.head_timeout);
         }
@@ -167,10 +169,7 @@ impl Server {
                     };
                     return Poll::Ready(if idle { Ok(None) } else { Err(late) });
                 }
-                if idle && reader.io.poll_readable(cx).is_pending() {
-                    return Poll::Pending;
-                }
-                match reader.poll_fill(cx, REQUEST_ROOM) {
+                match reader.poll_fill(cx) {
                     Poll::Pending => return Poll::Pending,
                     // What came of a head is of no use to anybody.
                     Poll::Ready(Err(_) | Ok(0)) => return Poll::Ready(Ok(None)),
@@ -236,6 +235,7 @@ impl Server {
             (true, _) => None,
         };
         let (reader, writer, timer) = (&self.reader, self.writer.get_mut(), &mut self.timer);
+        writer.prepare();
         write_response(&mut writer.head, &parts, framing, connection);
         let mut sending = Sending::new(body, framing);
         let mut watch = None;
@@ -324,7 +324,7 @@ impl Server {
             let mut reader = self.reader.borrow_mut();
             loop {
                 reader.buf.clear();
-                if poll_fn(|cx| reader.poll_fill(cx, REQUEST_ROOM)).await? == 0 {
+                if poll_fn(|cx| reader.poll_fill(cx)).await? == 0 {
                     return Ok::<(), std::io::Error>(());
                 }
             }
@@ -337,10 +337,7 @@ impl Server {
 fn poll_gone(reader: &RefCell<Reader>, cx: &mut Context<'_>) -> Poll<()> {
     let mut reader = reader.borrow_mut();
     while reader.decoder.is_done() && reader.buf.len() < READ_AHEAD {
-        if reader.io.poll_readable(cx).is_pending() {
-            return Poll::Pending;
-        }
-        match reader.poll_fill(cx, REQUEST_ROOM) {
+        match reader.poll_fill(cx) {
             Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
             Poll::Ready(Ok(_)) => {}
             Poll::Pending => return Poll::Pending,

@@ -6,6 +6,7 @@ use super::{
     recv::RecvBody,
 };
 use crate::{
+    config::Pool,
     error::{ProxyError, Reason},
     net::io::{H2Io, Stream},
     proxy::{
@@ -49,9 +50,9 @@ pub struct Connection {
     opened: Instant,
     /// Streams in use.
     pub streams: Cell<u32>,
-    /// Since when none is.
-    pub idle_since: Cell<Instant>,
-    /// Set when the connection ended, or its peer said that it takes no more.
+    /// How long none has been in use, counted by the pool's sweep.
+    pub idle: Cell<Duration>,
+    /// Set when the connection ended, its peer said that it takes no more, or it is too old for more.
     closed: Cell<bool>,
 }
 
@@ -79,13 +80,12 @@ impl Connection {
             .await
             .map_err(|_| ConnectError::Timeout(limit))?
             .map_err(|error| ConnectError::Http2(Arc::new(error)))?;
-        let now = Instant::now();
         let connection = Rc::new(Self {
             send,
             secure,
-            opened: now,
+            opened: Instant::now(),
             streams: Cell::new(0),
-            idle_since: Cell::new(now),
+            idle: Cell::default(),
             closed: Cell::new(false),
         });
         metrics.pool.active.inc();
@@ -115,15 +115,17 @@ impl Connection {
     }
 
     /// Whether another request can be sent on it now.
-    pub fn has_room(&self, max_age: Duration) -> bool {
-        !self.closed.get()
-            && (self.streams.get() as usize) < self.send.current_max_send_streams()
-            && self.opened.elapsed() < max_age
+    pub fn has_room(&self) -> bool {
+        !self.closed.get() && (self.streams.get() as usize) < self.send.current_max_send_streams()
     }
 
-    pub fn is_worth_keeping(&self, max_age: Duration, idle_timeout: Duration, now: Instant) -> bool {
-        let idle = self.streams.get() == 0 && now.saturating_duration_since(self.idle_since.get()) >= idle_timeout;
-        !self.closed.get() && !idle && now.saturating_duration_since(self.opened) < max_age
+    /// The pool's sweep, which comes every `period`.
+    pub fn is_worth_keeping(&self, pool: &Pool, now: Instant, period: Duration) -> bool {
+        if self.streams.get() == 0 {
+            self.idle.set(self.idle.get() + period);
+        }
+        let aged = now.saturating_duration_since(self.opened) >= pool.max_age;
+        !self.closed.get() && !aged && self.idle.get() < pool.idle_timeout
     }
 }
 

@@ -18,6 +18,7 @@ use crate::{
     },
 };
 use bytes::{Bytes, BytesMut};
+use futures_util::future::LocalBoxFuture;
 use h2::{
     RecvStream,
     server::{Connection, SendResponse},
@@ -51,7 +52,14 @@ struct Shared {
 }
 
 /// Serves a connection until it ends. `start`: what was already read from it.
-pub async fn serve(stream: Stream, start: BytesMut, listener: Rc<Listener>, origin: Rc<Origin>, proxy: Rc<Proxy>) {
+pub async fn serve(
+    stream: Stream,
+    start: BytesMut,
+    listener: Rc<Listener>,
+    origin: Rc<Origin>,
+    proxy: Rc<Proxy>,
+    closing: LocalBoxFuture<'static, ()>,
+) {
     let settings = listener.settings();
     let limits = &settings.limits;
     let mut builder = h2::server::Builder::new();
@@ -69,14 +77,17 @@ pub async fn serve(stream: Stream, start: BytesMut, listener: Rc<Listener>, orig
         Err(_) => return listener.metrics.rejected.inc(Reason::HeadTimeout as usize),
     };
     let shared = Rc::new(Shared { listener, origin, proxy, streams: Cell::new(0), opened: Cell::new(0) });
-    if let Err(error) = accept(connection, &shared).await {
+    if let Err(error) = accept(connection, &shared, closing).await {
         tracing::debug!(peer = %shared.origin.peer, %error, "HTTP/2 connection failed");
     }
 }
 
 /// Accepts streams, each into its own task, until the connection has ended.
-async fn accept(mut connection: Connection<H2Io, Bytes>, shared: &Rc<Shared>) -> Result<(), h2::Error> {
-    let mut closing = shared.listener.closed();
+async fn accept(
+    mut connection: Connection<H2Io, Bytes>,
+    shared: &Rc<Shared>,
+    mut closing: LocalBoxFuture<'static, ()>,
+) -> Result<(), h2::Error> {
     let mut leaving = false;
     let mut timer = Timer::default();
     let mut watch = IdleWatch::new(shared.listener.settings().limits.idle_timeout, &mut timer);
@@ -167,7 +178,9 @@ async fn serve_stream(request: Request<RecvStream>, respond: SendResponse<Bytes>
     let written = write_response(response, respond.0.into_inner(), &mut record, &method, &mut timer).await;
     record.bytes_in = received.get();
     match written {
-        Ok(()) => record.finish(),
+        Ok(()) => {
+            record.finish();
+        }
         Err(error) => record.failed(error),
     }
 }
