@@ -18,7 +18,13 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 fn main() {
-    divan::main();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.iter().any(|argument| argument == "--bench") {
+        divan::main();
+    } else if arguments.iter().all(|argument| argument.starts_with('-')) {
+        // `cargo test` passes flags that are meant for tests and that divan does not know.
+        divan::Divan::default().test_benches();
+    }
 }
 
 const SIZES: [usize; 3] = [3, 100, 1000];
