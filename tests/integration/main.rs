@@ -3,6 +3,7 @@
 mod demo;
 #[cfg(feature = "real-servers")]
 mod following;
+mod readme;
 #[cfg(feature = "real-servers")]
 mod real_consul;
 #[cfg(feature = "real-servers")]
