@@ -8,6 +8,7 @@ pub mod backoff;
 pub mod cli;
 pub mod cluster;
 pub mod config;
+pub mod demo;
 pub mod discovery;
 pub mod error;
 pub mod net;

@@ -2,6 +2,7 @@
 
 mod check;
 mod client;
+mod demo;
 mod endpoints;
 mod run;
 mod schema;
@@ -28,6 +29,7 @@ struct Cli {
 enum Command {
     Run(run::Run),
     Check(check::Check),
+    Demo(demo::Demo),
     Schema(schema::Schema),
     Services(services::Services),
     Endpoints(endpoints::Endpoints),
@@ -47,6 +49,7 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Run(run) => run.run(),
         Command::Check(check) => check.run(),
+        Command::Demo(demo) => demo.run(),
         Command::Schema(schema) => schema.run(),
         Command::Services(services) => services.run(),
         Command::Endpoints(endpoints) => endpoints.run(),

@@ -1,7 +1,9 @@
 //! The integration tests, in one binary. Modules `real_*` talk to real servers and need the feature `real-servers`.
 
+mod demo;
 #[cfg(feature = "real-servers")]
 mod following;
+mod readme;
 #[cfg(feature = "real-servers")]
 mod real_consul;
 #[cfg(feature = "real-servers")]

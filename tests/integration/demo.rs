@@ -1,0 +1,83 @@
+//! `pillion demo` as a user starts it.
+
+use std::{
+    io::Read,
+    net::TcpListener,
+    process::{Child, Command, Output, Stdio},
+    thread::sleep,
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// On ports of its own.
+fn demo(more: &[&str]) -> Child {
+    let any = "127.0.0.1:0";
+    Command::new(env!("CARGO_BIN_EXE_pillion"))
+        .args(["demo", "--listen", any, "--admin", any, "--registry-listen", any, "--churn", "1s"])
+        .args(more)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn text(output: &Output) -> String {
+    format!("{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// The number before `word`.
+fn number_before(text: &str, word: &str) -> u64 {
+    let (before, _) = text.split_once(word).unwrap_or_else(|| panic!("no `{word}` in\n{text}"));
+    before.trim_end().rsplit([' ', '\n']).next().unwrap().parse().unwrap_or_else(|_| panic!("no number: {before}"))
+}
+
+#[test]
+fn instances_leave_and_return_and_no_request_fails() {
+    let output = demo(&["--for", "3s"]).wait_with_output().unwrap();
+    let text = text(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(text.contains("user-service-2 leaves") && text.contains("user-service-2 is back, on port"), "{text}");
+    let (_, closing) = text.split_once("Stopped after 3 s").unwrap_or_else(|| panic!("no closing words\n{text}"));
+    assert!(number_before(closing, " requests carried") >= 100, "{text}");
+    assert_eq!(number_before(closing, " failed"), 0, "{text}");
+}
+
+#[test]
+fn a_signal_ends_it_cleanly_and_soon() {
+    let mut child = demo(&[]);
+    let mut out = child.stdout.take().unwrap();
+    let (mut seen, mut buffer) = (Vec::new(), [0; 4096]);
+    while !String::from_utf8_lossy(&seen).contains("user-service-2 is back") {
+        let count = out.read(&mut buffer).unwrap();
+        assert!(count > 0, "it ended early");
+        seen.extend_from_slice(&buffer[..count]);
+    }
+    let signalled = Instant::now();
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    let status = loop {
+        match child.try_wait().unwrap() {
+            Some(status) => break status,
+            None => sleep(Duration::from_millis(10)),
+        }
+    };
+    // Two seconds is the promise; the rest is for machines that are busy with other tests.
+    assert!(signalled.elapsed() < Duration::from_secs(4), "{:?}", signalled.elapsed());
+    assert_eq!(status.code(), Some(0));
+    out.read_to_end(&mut seen).unwrap();
+    assert!(String::from_utf8_lossy(&seen).contains("Stopped after"));
+}
+
+#[test]
+fn a_taken_port_is_named_with_the_way_out() {
+    let there = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = there.local_addr().unwrap().to_string();
+    let any = "127.0.0.1:0";
+    let output = Command::new(env!("CARGO_BIN_EXE_pillion"))
+        .args(["demo", "--for", "1s", "--listen", &address, "--admin", any, "--registry-listen", any])
+        .output()
+        .unwrap();
+    let text = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains(&format!("{address} for the proxy")) && text.contains("--listen IP:PORT"), "{text}");
+}
