@@ -59,7 +59,7 @@ fn pick(bencher: Bencher<'_, '_>, Pick { policy, size }: &Pick) {
     for (number, endpoint) in snapshot.endpoints.iter().enumerate() {
         endpoint.live.observe(Duration::from_micros(1000 + 37 * (number as u64 % 100)), now);
     }
-    bencher.bench_local(|| black_box(snapshot.pick(&[], now)).is_some());
+    bencher.bench_local(|| black_box(snapshot.pick(false, &[], now)).is_some());
 }
 
 struct Pick {
