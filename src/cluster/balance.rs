@@ -70,8 +70,14 @@ impl Selector {
 
     fn pick_any(&self, endpoints: &[Arc<Endpoint>], now: Instant) -> usize {
         match self.policy {
-            Policy::PeakEwma => self.cheaper_of_two(|index| endpoints[index].live.cost(self.share[index], now)),
-            Policy::LeastRequest => self.cheaper_of_two(|index| endpoints[index].live.load(self.share[index])),
+            Policy::PeakEwma => self.better_of_two(|first, second| {
+                let (one, other) = (&endpoints[first].live, &endpoints[second].live);
+                one.estimate(now).relative_to(other.estimate(now)) * one.load(self.share[first])
+                    / other.load(self.share[second])
+            }),
+            Policy::LeastRequest => self.better_of_two(|first, second| {
+                endpoints[first].live.load(self.share[first]) / endpoints[second].live.load(self.share[second])
+            }),
             Policy::RoundRobin => self.turn.next().unwrap_or_else(|| self.draw.draw()),
             Policy::Random => self.draw.draw(),
             Policy::ResponseTime => self
@@ -79,17 +85,17 @@ impl Selector {
         }
     }
 
-    /// Power of two choices: two different ones, drawn by weight; the cheaper is taken. (M. Mitzenmacher, "The Power of
-    /// Two Choices in Randomized Load Balancing", 2001.)
+    /// Power of two choices: two different ones, drawn by weight; the cheaper is taken, of equals the first. (M.
+    /// Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001.) `ratio` gives the first's cost over
+    /// the second's.
     ///
     /// With unequal weights the first draw stands unless the second is much cheaper: otherwise noise in the cost would
     /// decide every comparison, and weights of 90 and 10 would come out as 50 and 50.
-    fn cheaper_of_two(&self, cost: impl Fn(usize) -> f64) -> usize {
+    fn better_of_two(&self, ratio: impl Fn(usize, usize) -> f64) -> usize {
         const MUCH: f64 = 2.0;
         let first = self.draw.draw();
         let Some(second) = self.draw.draw_other(first) else { return first };
-        let slack = if self.even { 1.0 } else { MUCH };
-        if cost(second) * slack < cost(first) { second } else { first }
+        if ratio(first, second) > if self.even { 1.0 } else { MUCH } { second } else { first }
     }
 
     /// Chooses with probability ∝ weight / response time: a group drawn by weight, then one of it by 1 / time. (With the

@@ -74,9 +74,9 @@ impl Live {
         f64::from(self.in_flight()) / share + 1.0
     }
 
-    /// Expected time of one more request, in nanoseconds: latency × (requests in flight + 1), the latter as in [`Live::load`].
-    pub fn cost(&self, share: f64, now: Instant) -> f64 {
-        self.latency.read(now).max(LATENCY_NOISE) * self.load(share)
+    /// The latency estimate now, for comparing with another's.
+    pub fn estimate(&self, now: Instant) -> Estimate {
+        Estimate(self.latency.read(now))
     }
 
     pub fn failed(&self) {
@@ -110,9 +110,24 @@ impl Drop for InFlight {
     }
 }
 
-/// Latencies below this are taken as equal: on one machine they differ by scheduling, not by the endpoint's state, and
-/// a choice made on them would send everything to whoever was lucky last.
-const LATENCY_NOISE: f64 = 1e6;
+/// A latency in nanoseconds that is known only roughly.
+#[derive(Debug, Clone, Copy)]
+pub struct Estimate(f64);
+
+impl Estimate {
+    /// Latencies below this differ by scheduling, not by the endpoint's state.
+    const FLOOR: f64 = 2e6;
+    /// Nor do those within this factor of each other. A choice made on less would send everything to whoever was lucky
+    /// last, and leave an endpoint alone for seconds because of one hiccup.
+    const NOISE: f64 = 2.0;
+
+    /// How many times as slow as `other` this is; exactly 1 if that is not certain.
+    pub fn relative_to(self, other: Self) -> f64 {
+        let ratio = self.0.max(Self::FLOOR) / other.0.max(Self::FLOOR);
+        if (1.0 / Self::NOISE..=Self::NOISE).contains(&ratio) { 1.0 } else { ratio }
+    }
+}
+
 /// Time constant of the decay. Same as Finagle's and Linkerd's default.
 const DECAY: f64 = 10e9;
 
@@ -191,15 +206,25 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn cost_counts_what_is_in_flight() {
+    async fn small_differences_of_latency_count_for_nothing() {
+        let ratio = |one, other| {
+            let now = Instant::now();
+            Live::new(Some(MS * one)).estimate(now).relative_to(Live::new(Some(MS * other)).estimate(now))
+        };
+        for (one, other, expected) in [(10, 19, 1.0), (19, 10, 1.0), (1, 4, 1.0), (100, 10, 10.0), (10, 100, 0.1)] {
+            assert!((ratio(one, other) - expected).abs() < 1e-9, "{one} ms to {other} ms: {}", ratio(one, other));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn load_counts_what_is_in_flight_relative_to_the_share() {
         let endpoint = Arc::new(Endpoint {
             instance: Instance::new("a", "10.0.0.1:80".parse().unwrap()),
-            live: Arc::new(Live::new(Some(MS * 5))),
+            live: Arc::new(Live::new(None)),
         });
-        let idle = endpoint.live.cost(1.0, Instant::now());
         let one = InFlight::start(endpoint.clone());
         let two = InFlight::start(endpoint.clone());
-        assert!((endpoint.live.cost(1.0, Instant::now()) / idle - 3.0).abs() < 1e-9);
+        assert!((endpoint.live.load(1.0) - 3.0).abs() < 1e-9 && (endpoint.live.load(2.0) - 2.0).abs() < 1e-9);
         drop((one, two));
         assert_eq!((endpoint.live.in_flight(), endpoint.live.requests()), (0, 2));
     }

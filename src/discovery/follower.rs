@@ -145,9 +145,10 @@ struct Publisher {
 impl Publisher {
     async fn run(mut self, coalesce: Duration) {
         loop {
-            self.publish();
             // The first change goes out at once; those that follow on its heels are gathered.
-            sleep(coalesce).await;
+            if self.publish() {
+                sleep(coalesce).await;
+            }
             self.changed().await;
         }
     }
@@ -159,18 +160,20 @@ impl Publisher {
         let _ = select_all(self.sources.iter_mut().map(|source| Box::pin(source.changed()))).await;
     }
 
-    fn publish(&mut self) {
+    /// Whether that changed anything.
+    fn publish(&mut self) -> bool {
         let seen: Vec<Observation> = self.sources.iter_mut().map(|source| source.borrow_and_update().clone()).collect();
         self.count_failures(&seen);
         let (instances, state) = in_force(&seen, self.known || self.settings.pinned);
         self.known |= !instances.is_empty();
         if state == State::Pending {
-            return;
+            return false;
         }
         if let Err(error) = self.settings.with_tls_for(&instances) {
             tracing::error!(service = %self.cluster.name, %error, "instances that want TLS cannot be used");
         }
-        if self.cluster.publish(&self.settings.settings, &instances, state) {
+        let changed = self.cluster.publish(&self.settings.settings, &instances, state);
+        if changed {
             tracing::info!(service = %self.cluster.name, instances = instances.len(), ?state, "endpoints changed");
             for (observed, counted) in seen.iter().zip(&self.counted) {
                 if observed.instances.as_ref().is_some_and(|own| Arc::ptr_eq(own, &instances)) {
@@ -178,6 +181,7 @@ impl Publisher {
                 }
             }
         }
+        changed
     }
 
     fn count_failures(&mut self, seen: &[Observation]) {

@@ -113,6 +113,16 @@ async fn unknown_means_that_every_source_said_so() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_first_answer_is_in_force_at_once() {
+    let (registry, mut sinks) = scripted("r");
+    let follower = start(vec![registry], false);
+    let (sink, begun) = (sinks.recv().await.unwrap(), Instant::now());
+    sink.set(Vec::new());
+    let snapshot = follower.cluster().first_answer(Duration::from_secs(2)).await;
+    assert_eq!((snapshot.state, begun.elapsed()), (State::Unknown, Duration::ZERO));
+}
+
+#[tokio::test(start_paused = true)]
 async fn changes_are_published_at_once_and_then_gathered() {
     let (registry, mut sinks) = scripted("r");
     let follower = start(vec![registry], false);
