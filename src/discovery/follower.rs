@@ -15,10 +15,11 @@ use tokio::{
 };
 
 /// One service being followed. Dropping it ends that; what was published stays with those who hold the cluster.
-#[derive(Debug)]
 pub struct Follower {
     cluster: Arc<Cluster>,
-    pinned: bool,
+    /// What it was started with.
+    settings: SettingsFor,
+    registries: Vec<Arc<dyn Registry>>,
     sources: Vec<(String, watch::Receiver<Observation>)>,
     task: JoinHandle<()>,
 }
@@ -38,12 +39,12 @@ impl Follower {
     pub fn start(
         cluster: Arc<Cluster>,
         settings: SettingsFor,
-        sources: Vec<Arc<dyn Registry>>,
+        registries: Vec<Arc<dyn Registry>>,
         telemetry: &Telemetry,
         coalesce: Duration,
     ) -> Self {
         let (mut seen, mut follows, mut counted) = (Vec::new(), Vec::new(), Vec::new());
-        for registry in sources {
+        for registry in registries.iter().cloned() {
             let (sink, observed) = sink();
             let for_age = observed.clone();
             let age = move || for_age.borrow().confirmed.map(|confirmed| confirmed.elapsed());
@@ -51,10 +52,9 @@ impl Follower {
             seen.push((registry.name().to_owned(), observed.clone()));
             follows.push(follow_watched(registry, settings.registered_as.clone(), sink, observed));
         }
-        let pinned = settings.pinned;
         let publisher = Publisher {
             cluster: cluster.clone(),
-            settings,
+            settings: settings.clone(),
             sources: seen.iter().map(|(_, observed)| observed.clone()).collect(),
             counted,
             failures: vec![0; seen.len()],
@@ -63,7 +63,7 @@ impl Follower {
         let task = tokio::spawn(async move {
             tokio::join!(join_all(follows), publisher.run(coalesce));
         });
-        Self { cluster, pinned, sources: seen, task }
+        Self { cluster, settings, registries, sources: seen, task }
     }
 
     pub fn cluster(&self) -> &Arc<Cluster> {
@@ -72,7 +72,18 @@ impl Follower {
 
     /// Whether it is followed even when nobody asks for it.
     pub fn is_pinned(&self) -> bool {
-        self.pinned
+        self.settings.pinned
+    }
+
+    /// Whether one started with these would do the same. Never with TLS of its own: its files may have changed.
+    pub fn is_like(&self, settings: &SettingsFor, registries: &[Arc<dyn Registry>]) -> bool {
+        let (mine, theirs) = (&self.settings.settings.service, &settings.settings.service);
+        mine == theirs
+            && mine.tls.is_none()
+            && self.settings.registered_as == settings.registered_as
+            && self.settings.pinned == settings.pinned
+            && self.registries.len() == registries.len()
+            && self.registries.iter().zip(registries).all(|(mine, theirs)| Arc::ptr_eq(mine, theirs))
     }
 
     pub fn sources(&self) -> Vec<SourceStatus> {

@@ -174,12 +174,16 @@ impl Discovery {
             let metrics = self.telemetry.metrics.service(service);
             Arc::new(Cluster::new(service, settings.settings.clone(), metrics))
         });
-        let sources = settings.sources.iter().filter_map(|name| self.registries.get(name).cloned()).collect();
-        let follower =
-            Follower::start(cluster.clone(), settings, sources, &self.telemetry, self.config.discovery.coalesce);
+        let registries = self.registries_of(&settings);
+        let coalesce = self.config.discovery.coalesce;
+        let follower = Follower::start(cluster.clone(), settings, registries, &self.telemetry, coalesce);
         self.followers.insert(service.into(), follower);
         self.table.insert(cluster.clone());
         cluster
+    }
+
+    fn registries_of(&self, settings: &SettingsFor) -> Vec<Arc<dyn Registry>> {
+        settings.sources.iter().filter_map(|name| self.registries.get(name).cloned()).collect()
     }
 
     /// Starts what is new or changed under the current config, stops what is not named any more and not asked for.
@@ -191,6 +195,10 @@ impl Discovery {
             let wanted = settings.remove(&service).map_or_else(|| SettingsFor::one(&self.config, &service), Ok);
             match wanted {
                 Ok(wanted) => {
+                    let registries = self.registries_of(&wanted);
+                    if self.followers.get(&service).is_some_and(|follower| follower.is_like(&wanted, &registries)) {
+                        continue;
+                    }
                     let Some(follower) = self.followers.remove(&service) else { continue };
                     let cluster = follower.stop();
                     self.start(&service, wanted, Some(cluster));
