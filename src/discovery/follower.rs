@@ -20,6 +20,7 @@ pub struct Follower {
     /// What it was started with.
     settings: SettingsFor,
     registries: Vec<Arc<dyn Registry>>,
+    coalesce: Duration,
     sources: Vec<(String, watch::Receiver<Observation>)>,
     task: JoinHandle<()>,
 }
@@ -63,7 +64,7 @@ impl Follower {
         let task = tokio::spawn(async move {
             tokio::join!(join_all(follows), publisher.run(coalesce));
         });
-        Self { cluster, settings, registries, sources: seen, task }
+        Self { cluster, settings, registries, coalesce, sources: seen, task }
     }
 
     pub fn cluster(&self) -> &Arc<Cluster> {
@@ -76,12 +77,13 @@ impl Follower {
     }
 
     /// Whether one started with these would do the same. Never with TLS of its own: its files may have changed.
-    pub fn is_like(&self, settings: &SettingsFor, registries: &[Arc<dyn Registry>]) -> bool {
+    pub fn is_like(&self, settings: &SettingsFor, registries: &[Arc<dyn Registry>], coalesce: Duration) -> bool {
         let (mine, theirs) = (&self.settings.settings.service, &settings.settings.service);
         mine == theirs
             && mine.tls.is_none()
             && self.settings.registered_as == settings.registered_as
             && self.settings.pinned == settings.pinned
+            && self.coalesce == coalesce
             && self.registries.len() == registries.len()
             && self.registries.iter().zip(registries).all(|(mine, theirs)| Arc::ptr_eq(mine, theirs))
     }

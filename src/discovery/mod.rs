@@ -196,7 +196,11 @@ impl Discovery {
             match wanted {
                 Ok(wanted) => {
                     let registries = self.registries_of(&wanted);
-                    if self.followers.get(&service).is_some_and(|follower| follower.is_like(&wanted, &registries)) {
+                    if self
+                        .followers
+                        .get(&service)
+                        .is_some_and(|follower| follower.is_like(&wanted, &registries, self.config.discovery.coalesce))
+                    {
                         continue;
                     }
                     let Some(follower) = self.followers.remove(&service) else { continue };
