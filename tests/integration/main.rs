@@ -2,6 +2,11 @@
 
 #[cfg(feature = "real-servers")]
 mod following;
+mod http1;
+mod http1_bodies;
+mod http1_headers;
+mod peer;
+mod pillion;
 #[cfg(feature = "real-servers")]
 mod real_consul;
 #[cfg(feature = "real-servers")]
