@@ -4,7 +4,9 @@
 mod following;
 mod http1;
 mod http1_bodies;
+mod http1_dead_connections;
 mod http1_headers;
+mod http1_strict;
 mod peer;
 mod pillion;
 #[cfg(feature = "real-servers")]
