@@ -20,7 +20,7 @@ use crate::{
     route,
     telemetry::Telemetry,
 };
-use http::{Request, Response, request};
+use http::{Method, Request, Response, request};
 use std::{
     rc::Rc,
     sync::Arc,
@@ -77,6 +77,9 @@ async fn carry(
     down: &mut Downstream<'_>,
     record: &mut Record,
 ) -> Result<Response<Body>, ProxyError> {
+    if request.method() == Method::CONNECT {
+        return Err(ProxyError::new(Reason::Unsupported, "CONNECT"));
+    }
     let cluster = find_cluster(&request, down).await?;
     cluster.mark_used();
     record.routed(cluster.clone());
@@ -101,7 +104,8 @@ async fn find_cluster(request: &Request<Body>, down: &Downstream<'_>) -> Result<
     let service = route::service(request, &settings.rule)?;
     match down.proxy.discovery.table().get(service) {
         Some(cluster) => Ok(cluster),
-        None => down.proxy.discovery.follow(service).await,
+        // Boxed, like all that is large and rare here: a connection's memory is that of its whole future.
+        None => Box::pin(down.proxy.discovery.follow(service)).await,
     }
 }
 
@@ -109,7 +113,7 @@ async fn find_cluster(request: &Request<Body>, down: &Downstream<'_>) -> Result<
 async fn ready_snapshot(cluster: &Cluster, first_answer: Duration) -> Result<Arc<Snapshot>, ProxyError> {
     let mut snapshot = cluster.load();
     if snapshot.state == State::Pending {
-        snapshot = cluster.first_answer(first_answer).await;
+        snapshot = Box::pin(cluster.first_answer(first_answer)).await;
     }
     match snapshot.state {
         State::Known => Ok(arc_swap::Guard::into_inner(snapshot)),
@@ -189,9 +193,10 @@ impl Journey<'_> {
     ) -> Result<Response<Body>, SendFailure> {
         let wanted = self.upstream_protocol(endpoint);
         let checkout = self.proxy.pool.checkout(self.cluster, endpoint, &self.snapshot.settings, wanted, fresh);
-        let lease = match checkout.await {
-            Ok(lease) => lease,
-            Err(error) => return Err(SendFailure::before(connect_error(endpoint, &error), body)),
+        let lease = match self.waiting.in_time(checkout).await {
+            Ok(Ok(lease)) => lease,
+            Ok(Err(error)) => return Err(SendFailure::before(connect_error(endpoint, &error), body)),
+            Err(error) => return Err(SendFailure::before(error, body)),
         };
         self.waiting.shorten(&mut self.parts.headers);
         match lease {
@@ -227,6 +232,10 @@ fn no_endpoints(snapshot: &Snapshot) -> ProxyError {
         count => format!("none of the service's {count} endpoints can take requests").into(),
     };
     ProxyError { reason: Reason::NoEndpoints, detail }
+}
+
+fn past_deadline() -> ProxyError {
+    ProxyError::new(Reason::RequestTimeout, "the caller's deadline is past")
 }
 
 fn connect_error(endpoint: &Endpoint, error: &ConnectError) -> ProxyError {
@@ -317,12 +326,11 @@ impl<'t> Waiting<'t> {
         while self.timer.poll_expired(cx).is_ready() {
             let now = Instant::now();
             if self.until.is_some_and(|until| now >= until) {
-                let detail = if self.until == self.deadline {
-                    "the caller's deadline is past".into()
-                } else {
-                    format!("no response in {:?}", self.request).into()
-                };
-                return Poll::Ready(ProxyError { reason: Reason::RequestTimeout, detail });
+                if self.until == self.deadline {
+                    return Poll::Ready(past_deadline());
+                }
+                let detail = format!("no response in {:?}", self.request);
+                return Poll::Ready(ProxyError::new(Reason::RequestTimeout, detail));
             }
             if self.sent {
                 return Poll::Pending;
@@ -342,6 +350,14 @@ impl<'t> Waiting<'t> {
         self.quiet = self.quiet.max(1);
         let look = Instant::now() + self.idle / Self::LOOKS;
         self.timer.set(self.until.map_or(look, |until| until.min(look)));
+    }
+
+    /// What comes of `future`, unless the caller's deadline comes first.
+    async fn in_time<F: Future>(&self, future: F) -> Result<F::Output, ProxyError> {
+        match self.deadline {
+            None => Ok(future.await),
+            Some(deadline) => tokio::time::timeout_at(deadline, future).await.map_err(|_| past_deadline()),
+        }
     }
 
     /// Passes the caller's deadline on, reduced by what has passed.

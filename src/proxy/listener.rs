@@ -215,6 +215,6 @@ mod tests {
             size_of::<F>()
         }
         let size = size(serve);
-        assert!(size <= 6 * 1024, "{size} bytes");
+        assert!(size <= 5632, "{size} bytes");
     }
 }

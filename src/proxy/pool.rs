@@ -172,7 +172,10 @@ impl Slot {
                     slot.connecting.borrow_mut().take();
                     opened
                 };
-                attempt.boxed_local().shared()
+                let attempt = attempt.boxed_local().shared();
+                // It goes on by itself, in case that all who wait for it give up.
+                tokio::task::spawn_local(attempt.clone());
+                attempt
             })
             .clone()
     }
@@ -204,7 +207,8 @@ impl Slot {
         settings: &Settings,
         wanted: Option<Protocol>,
     ) -> Result<(Stream, Protocol), ConnectError> {
-        let opened = connect(endpoint, settings, wanted).await;
+        // Boxed: it is large and rare, and would make every connection's future as large.
+        let opened = Box::pin(connect(endpoint, settings, wanted)).await;
         match &opened {
             Ok(_) => self.pool().opened.inc(),
             Err(_) => self.pool().connect_failures.inc(),

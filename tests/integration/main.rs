@@ -3,6 +3,13 @@
 mod demo;
 #[cfg(feature = "real-servers")]
 mod following;
+mod http1;
+mod http1_bodies;
+mod http1_dead_connections;
+mod http1_headers;
+mod http1_strict;
+mod peer;
+mod pillion;
 mod readme;
 #[cfg(feature = "real-servers")]
 mod real_consul;
@@ -12,5 +19,7 @@ mod real_etcd;
 mod real_frameworks;
 #[cfg(feature = "real-servers")]
 mod relay;
+mod routing;
 #[cfg(feature = "real-servers")]
 mod servers;
+mod timeouts;

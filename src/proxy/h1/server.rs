@@ -70,7 +70,7 @@ pub async fn serve(
             Next::Request => {}
             Next::Close => break,
             Next::CloseGently => {
-                server.linger(&io).await;
+                Box::pin(server.linger(&io)).await;
                 break;
             }
             Next::Reset => {
@@ -109,7 +109,7 @@ impl Server {
         let head = match self.read_head().await {
             Ok(Some(head)) => head,
             Ok(None) => return Next::Close,
-            Err(error) => return self.refuse(error).await,
+            Err(error) => return Box::pin(self.refuse(error)).await,
         };
         let RequestHead { request, framing, keep_alive } = head;
         let (method, version) = (request.method().clone(), request.version());
@@ -223,7 +223,7 @@ impl Server {
     ) -> Result<Next, ProxyError> {
         let (mut parts, body) = response.into_parts();
         if let Body::Tunnel(tunnel) = body {
-            return self.tunnel(parts, *tunnel, record).await;
+            return Box::pin(self.tunnel(parts, *tunnel, record)).await;
         }
         let framing = response_framing(&mut parts, &body, method, version);
         // A body that is not at its end by now belongs to a request that is being turned down.
@@ -259,8 +259,9 @@ impl Server {
             }
             let idle = record.idle_timeout();
             let watch = watch.get_or_insert_with(|| IdleWatch::new(idle, timer));
-            watch.poll_idle(sending.bytes, timer, cx).map(|()| {
-                let detail = format!("nothing of the response moved for {idle:?}");
+            // The request may still be on its way, too.
+            watch.poll_idle(sending.bytes + reader.borrow().body_bytes, timer, cx).map(|()| {
+                let detail = format!("nothing moved for {idle:?}");
                 Err(ProxyError::new(Reason::IdleTimeout, detail))
             })
         })
