@@ -14,3 +14,4 @@ mod real_frameworks;
 mod relay;
 #[cfg(feature = "real-servers")]
 mod servers;
+mod structure;
