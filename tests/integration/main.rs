@@ -1,6 +1,8 @@
 //! The integration tests, in one binary. Modules `real_*` talk to real servers and need the feature `real-servers`.
 
+mod cli;
 mod demo;
+mod e2e;
 #[cfg(feature = "real-servers")]
 mod following;
 mod readme;
