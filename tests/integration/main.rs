@@ -14,6 +14,7 @@ mod real_etcd;
 mod real_frameworks;
 #[cfg(feature = "real-servers")]
 mod relay;
+mod reload;
 #[cfg(feature = "real-servers")]
 mod servers;
 mod structure;
