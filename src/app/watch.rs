@@ -23,6 +23,11 @@ impl ConfigFile {
         Self { path, seen }
     }
 
+    /// What is in the file now is acted upon for another reason.
+    pub fn seen(&mut self) {
+        self.seen = content(&self.path);
+    }
+
     /// Returns when the file has a new content and has had it for a whole period, so that it is not read half written. A file
     /// that is missing is waited for.
     pub async fn changed(&mut self) {
@@ -61,5 +66,8 @@ mod tests {
         std::fs::write(&path, "b").unwrap();
         tokio::time::timeout(later, file.changed()).await.unwrap();
         assert!(tokio::time::timeout(later, file.changed()).await.is_err());
+        std::fs::write(&path, "c").unwrap();
+        file.seen();
+        assert!(tokio::time::timeout(later, file.changed()).await.is_err(), "it was acted upon");
     }
 }

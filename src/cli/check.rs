@@ -17,11 +17,6 @@ pub struct Check {
 impl Check {
     pub fn run(self) -> anyhow::Result<()> {
         let loaded = self.config.load()?;
-        if self.print {
-            print!("{}", config::print(&loaded.config));
-        } else {
-            println!("the config is good");
-        }
-        Ok(())
+        super::say(&if self.print { config::print(&loaded.config) } else { "the config is good\n".into() })
     }
 }

@@ -12,10 +12,7 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
-use std::{
-    io::{self, Write},
-    time::Duration,
-};
+use std::{io, time::Duration};
 use tokio::{net::TcpStream, time::timeout};
 
 /// For the whole exchange: pillion answers from memory, and asks registries for at most three seconds.
@@ -129,11 +126,7 @@ pub fn run(command: impl Future<Output = anyhow::Result<String>>) -> anyhow::Res
     let text = runtime.block_on(command);
     // Looking up a name cannot be broken off; nobody waits for it after the time is up.
     runtime.shutdown_background();
-    match io::stdout().write_all(text?.as_bytes()) {
-        // `pillion services | head -1` got what it wanted.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => Ok(written?),
-    }
+    super::say(&text?)
 }
 
 /// How wide a table may get before its last column is cut.

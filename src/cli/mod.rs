@@ -10,7 +10,11 @@ mod services;
 
 use crate::config::{self, Env, Overrides};
 use clap::{Args, Parser, Subcommand};
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 /// Bad usage or a bad config (`EX_USAGE` of sysexits.h).
 pub const EXIT_USAGE: u8 = 64;
@@ -60,6 +64,16 @@ pub fn main() -> ExitCode {
             eprintln!("{error:#}");
             ExitCode::from(if error.is::<config::Errors>() { EXIT_USAGE } else { EXIT_FAILED })
         }
+    }
+}
+
+/// Prints what was asked for.
+fn say(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // `pillion services | head -1` got what it wanted.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
     }
 }
 

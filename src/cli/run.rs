@@ -7,7 +7,7 @@ use crate::{
 };
 use anyhow::Context;
 use clap::Args;
-use std::{future::pending, time::Duration};
+use std::{future::pending, net::SocketAddr, time::Duration};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How long requests in progress may take to end after SIGTERM.
@@ -22,24 +22,23 @@ pub struct Run {
 
 impl Run {
     pub fn run(self) -> anyhow::Result<()> {
+        // Before it is loaded, so that no change goes unseen in between.
+        let file = self.config.file().cloned().map(ConfigFile::new);
         let config = self.config.load()?.config;
         let log = log::install(&config.log).map_err(anyhow::Error::msg)?;
         let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         control.block_on(async {
             let mut signals = Signals::new()?;
             let app = App::start(config, log).await?;
-            for (name, address) in app.listeners() {
-                tracing::info!(listener = name, %address, "listening");
-            }
+            say_changes(&[], &app.listeners());
             tracing::info!(address = %app.admin(), version = env!("CARGO_PKG_VERSION"), "pillion is up; this is its admin interface");
-            self.supervise(app, &mut signals).await;
+            self.supervise(app, file, &mut signals).await;
             Ok(())
         })
     }
 
     /// Until a signal ends it.
-    async fn supervise(&self, mut app: App, signals: &mut Signals) {
-        let mut file = self.config.file().cloned().map(ConfigFile::new);
+    async fn supervise(&self, mut app: App, mut file: Option<ConfigFile>, signals: &mut Signals) {
         loop {
             let changed = async {
                 match &mut file {
@@ -52,6 +51,9 @@ impl Run {
                 signal = signals.next() => match signal {
                     Asked::Reload => {
                         app.reopen_logs();
+                        if let Some(file) = &mut file {
+                            file.seen();
+                        }
                         self.reload(&mut app, "SIGHUP").await;
                     }
                     Asked::End => break,
@@ -71,15 +73,31 @@ impl Run {
                 app.telemetry().metrics.reloads.failed.inc();
                 tracing::error!("{why}, but the new config is bad and the old one stays in force:\n{errors}");
             }
-            Ok(loaded) => match app.reload(loaded.config).await {
-                Ok(()) => tracing::info!("{why}; the new config is in force"),
-                Err(error) => {
-                    tracing::error!(
-                        "{why}, but the new config cannot be used and the old one stays in force: {error:#}"
-                    );
+            Ok(loaded) => {
+                let before = app.listeners();
+                match app.reload(loaded.config).await {
+                    Ok(()) => {
+                        say_changes(&before, &app.listeners());
+                        tracing::info!("{why}; the new config is in force");
+                    }
+                    Err(error) => {
+                        tracing::error!(
+                            "{why}, but the new config cannot be used and the old one stays in force: {error:#}"
+                        );
+                    }
                 }
-            },
+            }
         }
+    }
+}
+
+/// Says which listeners came and went. They have a name and an address each.
+fn say_changes(before: &[(String, SocketAddr)], now: &[(String, SocketAddr)]) {
+    for (name, address) in before.iter().filter(|listener| !now.contains(listener)) {
+        tracing::info!(listener = name, %address, "no longer listening");
+    }
+    for (name, address) in now.iter().filter(|listener| !before.contains(listener)) {
+        tracing::info!(listener = name, %address, "listening");
     }
 }
 

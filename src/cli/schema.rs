@@ -9,7 +9,6 @@ pub struct Schema {}
 
 impl Schema {
     pub fn run(self) -> anyhow::Result<()> {
-        println!("{}", serde_json::to_string_pretty(&config::schema())?);
-        Ok(())
+        super::say(&format!("{:#}\n", serde_json::to_value(config::schema())?))
     }
 }

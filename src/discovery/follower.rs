@@ -9,21 +9,31 @@ use crate::{
 use futures_util::future::{join_all, select_all};
 use std::{future::pending, sync::Arc, time::Duration};
 use tokio::{
-    sync::watch,
+    sync::{mpsc, oneshot, watch},
     task::JoinHandle,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep_until},
 };
 
 /// One service being followed. Dropping it ends that; what was published stays with those who hold the cluster.
 pub struct Follower {
     cluster: Arc<Cluster>,
-    /// What it was started with.
     settings: SettingsFor,
-    registries: Vec<Arc<dyn Registry>>,
+    sources: Vec<Source>,
     coalesce: Duration,
-    sources: Vec<(String, watch::Receiver<Observation>)>,
+    /// How many looks in a row found that nobody had asked for it.
+    idle_looks: u32,
+    orders: mpsc::UnboundedSender<Change>,
     task: JoinHandle<()>,
 }
+
+/// A registry that is asked, and what it said.
+struct Source {
+    registry: Arc<dyn Registry>,
+    observed: watch::Receiver<Observation>,
+}
+
+/// Other settings, and who waits until they are in force.
+type Change = (SettingsFor, oneshot::Sender<()>);
 
 /// What one source has said about a service, for the admin interface.
 #[derive(Debug, Clone)]
@@ -40,31 +50,53 @@ impl Follower {
     pub fn start(
         cluster: Arc<Cluster>,
         settings: SettingsFor,
-        registries: Vec<Arc<dyn Registry>>,
+        sources: Vec<Arc<dyn Registry>>,
         telemetry: &Telemetry,
         coalesce: Duration,
     ) -> Self {
         let (mut seen, mut follows, mut counted) = (Vec::new(), Vec::new(), Vec::new());
-        for registry in registries.iter().cloned() {
+        for registry in sources {
             let (sink, observed) = sink();
             let for_age = observed.clone();
             let age = move || for_age.borrow().confirmed.map(|confirmed| confirmed.elapsed());
             counted.push(telemetry.metrics.source(&cluster.name, registry.name(), age));
-            seen.push((registry.name().to_owned(), observed.clone()));
-            follows.push(follow_watched(registry, settings.registered_as.clone(), sink, observed));
+            follows.push(follow_watched(registry.clone(), settings.registered_as.clone(), sink, observed.clone()));
+            seen.push(Source { registry, observed });
         }
-        let publisher = Publisher {
+        let (orders, changes) = mpsc::unbounded_channel();
+        let mut publisher = Publisher {
             cluster: cluster.clone(),
             settings: settings.clone(),
-            sources: seen.iter().map(|(_, observed)| observed.clone()).collect(),
+            sources: seen.iter().map(|source| source.observed.clone()).collect(),
             counted,
             failures: vec![0; seen.len()],
-            known: false,
+            known: cluster.load().state == State::Known,
         };
+        // So that the settings are in force at once, whenever the sources may answer.
+        publisher.publish();
         let task = tokio::spawn(async move {
-            tokio::join!(join_all(follows), publisher.run(coalesce));
+            tokio::join!(join_all(follows), publisher.run(coalesce, changes));
         });
-        Self { cluster, settings, registries, coalesce, sources: seen, task }
+        Self { cluster, settings, sources: seen, coalesce, idle_looks: 0, orders, task }
+    }
+
+    /// Takes over other settings, if they ask the same of the same sources; else it has to be started afresh. The
+    /// receiver hears when they are in force.
+    pub fn change(
+        &mut self,
+        settings: &SettingsFor,
+        sources: &[Arc<dyn Registry>],
+        coalesce: Duration,
+    ) -> Option<oneshot::Receiver<()>> {
+        let same_sources =
+            self.sources.iter().map(|source| Arc::as_ptr(&source.registry)).eq(sources.iter().map(Arc::as_ptr));
+        if !same_sources || self.settings.registered_as != settings.registered_as || self.coalesce != coalesce {
+            return None;
+        }
+        self.settings = settings.clone();
+        let (done, in_force) = oneshot::channel();
+        let _ = self.orders.send((settings.clone(), done));
+        Some(in_force)
     }
 
     pub fn cluster(&self) -> &Arc<Cluster> {
@@ -76,23 +108,17 @@ impl Follower {
         self.settings.pinned
     }
 
-    /// Whether one started with these would do the same. Never with TLS of its own: its files may have changed.
-    pub fn is_like(&self, settings: &SettingsFor, registries: &[Arc<dyn Registry>], coalesce: Duration) -> bool {
-        let (mine, theirs) = (&self.settings.settings.service, &settings.settings.service);
-        mine == theirs
-            && mine.tls.is_none()
-            && self.settings.registered_as == settings.registered_as
-            && self.settings.pinned == settings.pinned
-            && self.coalesce == coalesce
-            && self.registries.len() == registries.len()
-            && self.registries.iter().zip(registries).all(|(mine, theirs)| Arc::ptr_eq(mine, theirs))
+    /// Looks whether anybody asked for it; returns how many times in a row nobody did.
+    pub fn look(&mut self) -> u32 {
+        self.idle_looks = if self.cluster.take_used() { 0 } else { self.idle_looks + 1 };
+        self.idle_looks
     }
 
     pub fn sources(&self) -> Vec<SourceStatus> {
-        let status = |(name, observed): &(String, watch::Receiver<Observation>)| {
+        let status = |Source { registry, observed }: &Source| {
             let observed = observed.borrow();
             SourceStatus {
-                source: name.clone(),
+                source: registry.name().into(),
                 instances: observed.instances.as_ref().map(|instances| instances.len()),
                 age: observed.confirmed.map(|confirmed| confirmed.elapsed()),
                 failure: observed.failure.as_ref().map(RegistryError::to_string),
@@ -156,45 +182,53 @@ struct Publisher {
 }
 
 impl Publisher {
-    async fn run(mut self, coalesce: Duration) {
+    async fn run(mut self, coalesce: Duration, mut changes: mpsc::UnboundedReceiver<Change>) {
+        let mut quiet_until = Instant::now();
         loop {
-            // The first change goes out at once; those that follow on its heels are gathered.
-            if self.publish() {
-                sleep(coalesce).await;
-            }
-            self.changed().await;
-        }
-    }
-
-    async fn changed(&mut self) {
-        if self.sources.is_empty() {
-            return pending().await;
-        }
-        let _ = select_all(self.sources.iter_mut().map(|source| Box::pin(source.changed()))).await;
-    }
-
-    /// Whether that changed anything.
-    fn publish(&mut self) -> bool {
-        let seen: Vec<Observation> = self.sources.iter_mut().map(|source| source.borrow_and_update().clone()).collect();
-        self.count_failures(&seen);
-        let (instances, state) = in_force(&seen, self.known || self.settings.pinned);
-        self.known |= !instances.is_empty();
-        if state == State::Pending {
-            return false;
-        }
-        if let Err(error) = self.settings.with_tls_for(&instances) {
-            tracing::error!(service = %self.cluster.name, %error, "instances that want TLS cannot be used");
-        }
-        let changed = self.cluster.publish(&self.settings.settings, &instances, state);
-        if changed {
-            tracing::info!(service = %self.cluster.name, instances = instances.len(), ?state, "endpoints changed");
-            for (observed, counted) in seen.iter().zip(&self.counted) {
-                if observed.instances.as_ref().is_some_and(|own| Arc::ptr_eq(own, &instances)) {
-                    counted.changes.inc();
+            let news = async {
+                // The first change goes out at once; those that follow on its heels are gathered.
+                sleep_until(quiet_until).await;
+                changed(&mut self.sources).await;
+            };
+            tokio::select! {
+                () = news => {
+                    if self.publish() {
+                        quiet_until = Instant::now() + coalesce;
+                        let set = self.cluster.load();
+                        let (instances, state) = (set.endpoints.len(), set.state);
+                        tracing::info!(service = %self.cluster.name, instances, ?state, "endpoints changed");
+                    }
+                }
+                Some((settings, done)) = changes.recv() => {
+                    self.settings = settings;
+                    self.publish();
+                    let _ = done.send(());
                 }
             }
         }
-        changed
+    }
+
+    fn publish(&mut self) -> bool {
+        let seen: Vec<Observation> = self.sources.iter_mut().map(|source| source.borrow_and_update().clone()).collect();
+        self.count_failures(&seen);
+        let (mut instances, mut state) = in_force(&seen, self.known || self.settings.pinned);
+        if state == State::Pending {
+            // Nothing was heard yet. What there was before stays, under the settings of now.
+            let before = self.cluster.load();
+            instances = before.endpoints.iter().map(|endpoint| endpoint.instance.clone()).collect();
+            state = before.state;
+        }
+        self.known |= !instances.is_empty();
+        if let Err(error) = self.settings.with_tls_for(&instances) {
+            tracing::error!(service = %self.cluster.name, %error, "instances that want TLS cannot be used");
+        }
+        let published = self.cluster.publish(&self.settings.settings, &instances, state);
+        for (observed, counted) in seen.iter().zip(&self.counted).filter(|_| published) {
+            if observed.instances.as_ref().is_some_and(|own| Arc::ptr_eq(own, &instances)) {
+                counted.changes.inc();
+            }
+        }
+        published
     }
 
     fn count_failures(&mut self, seen: &[Observation]) {
@@ -205,6 +239,13 @@ impl Publisher {
             }
         }
     }
+}
+
+async fn changed(sources: &mut [watch::Receiver<Observation>]) {
+    if sources.is_empty() {
+        return pending().await;
+    }
+    let _ = select_all(sources.iter_mut().map(|source| Box::pin(source.changed()))).await;
 }
 
 /// The set in force: that of the first source that lists any instance. A source that fails keeps its last set, so an
@@ -226,4 +267,4 @@ fn in_force(seen: &[Observation], known: bool) -> (Arc<[Instance]>, State) {
 
 #[cfg(test)]
 #[path = "follower_tests.rs"]
-mod tests;
+pub(super) mod tests;

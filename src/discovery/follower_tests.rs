@@ -5,7 +5,7 @@ use crate::{
     telemetry::{access_log, labels::WORDS, metrics::Metrics},
 };
 use futures_util::future::BoxFuture;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::sleep};
 
 /// A registry whose follower the test speaks for. Each time it is followed, the test gets the sink.
 struct Scripted {
@@ -36,12 +36,12 @@ impl Registry for Scripted {
     }
 }
 
-fn scripted(name: &'static str) -> (Arc<dyn Registry>, mpsc::UnboundedReceiver<Sink>) {
+pub fn scripted(name: &'static str) -> (Arc<dyn Registry>, mpsc::UnboundedReceiver<Sink>) {
     let (followed, sinks) = mpsc::unbounded_channel();
     (Arc::new(Scripted { name, followed }), sinks)
 }
 
-fn telemetry() -> Telemetry {
+pub fn telemetry() -> Telemetry {
     let metrics = Metrics::new(WORDS);
     let off = AccessLog { mode: AccessLogMode::Off, ..AccessLog::default() };
     let access_log = access_log::AccessLog::start(&off, metrics.access_log_dropped.clone()).unwrap();
@@ -56,7 +56,7 @@ fn start(sources: Vec<Arc<dyn Registry>>, pinned: bool) -> Follower {
     Follower::start(cluster, settings, sources, &telemetry, Duration::from_millis(100))
 }
 
-fn instance(port: u16) -> Instance {
+pub fn instance(port: u16) -> Instance {
     Instance::new(port.to_string(), crate::registry::Address::new("10.0.0.1", port).unwrap())
 }
 
@@ -65,7 +65,7 @@ fn ports(follower: &Follower) -> Vec<u16> {
 }
 
 /// Lets everything that is due happen, and some virtual time pass.
-async fn settle() {
+pub async fn settle() {
     sleep(Duration::from_millis(250)).await;
 }
 
@@ -156,4 +156,15 @@ async fn a_silent_registry_is_followed_afresh_and_keeps_its_set() {
     again.set(vec![instance(2)]);
     settle().await;
     assert_eq!(ports(&follower), [2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_answer_is_not_gathered() {
+    let (registry, mut sinks) = scripted("r");
+    let follower = start(vec![registry], false);
+    let sink = sinks.recv().await.unwrap();
+    let asked = Instant::now();
+    sink.set(vec![instance(1)]);
+    follower.cluster().first_answer(Duration::from_secs(1)).await;
+    assert_eq!((ports(&follower), asked.elapsed()), (vec![1], Duration::ZERO));
 }

@@ -3,6 +3,8 @@
 
 mod follower;
 mod settings;
+#[cfg(test)]
+mod tests;
 
 pub use follower::SourceStatus;
 
@@ -14,6 +16,7 @@ use crate::{
     telemetry::Telemetry,
 };
 use follower::Follower;
+use futures_util::future::join_all;
 use indexmap::IndexMap;
 use settings::SettingsFor;
 use std::{
@@ -24,9 +27,16 @@ use std::{
     },
     time::Duration,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep_until},
+};
 
 pub use settings::SettingsError;
+
+/// So often per idle time it is looked which services nobody asks for. One goes between one idle time after its last
+/// request and one and a quarter.
+const IDLE_LOOKS: u32 = 4;
 
 /// The registries by the names that the config gives them, in its order.
 pub type Registries = IndexMap<String, Arc<dyn Registry>>;
@@ -42,8 +52,11 @@ pub struct Handle {
 enum Order {
     Follow { service: String, reply: oneshot::Sender<Result<Arc<Cluster>, ProxyError>> },
     Sources { service: String, reply: oneshot::Sender<Vec<SourceStatus>> },
-    Reload { config: Arc<Config>, registries: Registries, reply: oneshot::Sender<Result<(), SettingsError>> },
+    Reload { config: Arc<Config>, registries: Registries, reply: oneshot::Sender<Result<InForce, SettingsError>> },
 }
+
+/// Each tells when one service's new settings are in force.
+type InForce = Vec<oneshot::Receiver<()>>;
 
 impl Handle {
     pub fn table(&self) -> &Table {
@@ -70,12 +83,16 @@ impl Handle {
         answer.await.unwrap_or_default()
     }
 
-    /// Takes over another config: followers whose sources or settings changed are started afresh, and what they knew
-    /// stays in force until their sources have answered. On an error nothing was changed.
+    /// Takes over another config, which is in force for every service when this returns. Followers whose sources changed
+    /// are started afresh, and what they knew stays until their sources have answered. On an error nothing was changed.
     pub async fn reload(&self, config: Arc<Config>, registries: Registries) -> Result<(), SettingsError> {
         let (reply, answer) = oneshot::channel();
         let _ = self.orders.send(Order::Reload { config, registries, reply });
-        answer.await.unwrap_or(Ok(()))
+        if let Ok(changing) = answer.await {
+            // One that was dropped meanwhile has nothing to say.
+            let _ = join_all(changing?).await;
+        }
+        Ok(())
     }
 
     /// Whether each service that the config names has had its first answer.
@@ -121,15 +138,20 @@ impl Discovery {
 
     /// Serves orders until all handles are gone.
     pub async fn run(mut self) {
+        let mut looked = Instant::now();
         loop {
-            // Twice per idle time, so that a service goes between one and one and a half of it after its last request.
-            let look = (self.config.discovery.idle / 2).max(Duration::from_secs(1));
+            let look = looked + (self.config.discovery.idle / IDLE_LOOKS).max(Duration::from_millis(100));
             tokio::select! {
+                // Looks first: many orders must not keep what is idle from going.
+                biased;
+                () = sleep_until(look) => {
+                    looked = Instant::now();
+                    self.drop_idle();
+                }
                 order = self.orders.recv() => match order {
                     Some(order) => self.serve(order),
                     None => return,
                 },
-                () = tokio::time::sleep(look) => self.drop_idle(),
             }
         }
     }
@@ -147,7 +169,7 @@ impl Discovery {
                 let _ = reply.send(SettingsFor::all(&config).map(|settings| {
                     self.config = config;
                     self.registries = registries;
-                    self.apply(settings);
+                    self.apply(settings)
                 }));
             }
         }
@@ -174,54 +196,56 @@ impl Discovery {
             let metrics = self.telemetry.metrics.service(service);
             Arc::new(Cluster::new(service, settings.settings.clone(), metrics))
         });
-        let registries = self.registries_of(&settings);
-        let coalesce = self.config.discovery.coalesce;
-        let follower = Follower::start(cluster.clone(), settings, registries, &self.telemetry, coalesce);
+        let (sources, coalesce) = (self.sources(&settings), self.config.discovery.coalesce);
+        let follower = Follower::start(cluster.clone(), settings, sources, &self.telemetry, coalesce);
         self.followers.insert(service.into(), follower);
         self.table.insert(cluster.clone());
         cluster
     }
 
-    fn registries_of(&self, settings: &SettingsFor) -> Vec<Arc<dyn Registry>> {
+    fn sources(&self, settings: &SettingsFor) -> Vec<Arc<dyn Registry>> {
         settings.sources.iter().filter_map(|name| self.registries.get(name).cloned()).collect()
     }
 
-    /// Starts what is new or changed under the current config, stops what is not named any more and not asked for.
-    fn apply(&mut self, mut settings: HashMap<String, SettingsFor>) {
+    /// Starts what is new under the current config, and changes what is there.
+    fn apply(&mut self, mut settings: HashMap<String, SettingsFor>) -> InForce {
         let first_answer = u64::try_from(self.config.discovery.first_answer.as_millis()).unwrap_or(u64::MAX);
         self.first_answer.store(first_answer, Relaxed);
-        let followed: Vec<String> = self.followers.keys().cloned().collect();
-        for service in followed {
+        let mut changing = Vec::new();
+        for (service, mut follower) in std::mem::take(&mut self.followers) {
             let wanted = settings.remove(&service).map_or_else(|| SettingsFor::one(&self.config, &service), Ok);
-            match wanted {
-                Ok(wanted) => {
-                    let registries = self.registries_of(&wanted);
-                    if self
-                        .followers
-                        .get(&service)
-                        .is_some_and(|follower| follower.is_like(&wanted, &registries, self.config.discovery.coalesce))
-                    {
-                        continue;
-                    }
-                    let Some(follower) = self.followers.remove(&service) else { continue };
-                    let cluster = follower.stop();
-                    self.start(&service, wanted, Some(cluster));
-                }
+            let wanted = match wanted {
+                Ok(wanted) => wanted,
                 // The defaults were checked with the config; a file may have gone since. The old settings stay.
-                Err(error) => tracing::error!(%service, %error, "the new settings cannot be used"),
+                Err(error) => {
+                    tracing::error!(%service, %error, "the new settings cannot be used");
+                    self.followers.insert(service, follower);
+                    continue;
+                }
+            };
+            let (sources, coalesce) = (self.sources(&wanted), self.config.discovery.coalesce);
+            if let Some(in_force) = follower.change(&wanted, &sources, coalesce) {
+                changing.push(in_force);
+                self.followers.insert(service, follower);
+            } else {
+                let cluster = follower.stop();
+                self.start(&service, wanted, Some(cluster));
             }
         }
         for (service, settings) in settings {
             self.start(&service, settings, None);
         }
+        changing
     }
 
     fn drop_idle(&mut self) {
         let idle: Vec<String> = self
             .followers
-            .iter()
-            .filter(|(_, follower)| !follower.is_pinned() && !follower.cluster().take_used())
-            .map(|(service, _)| service.clone())
+            .iter_mut()
+            .filter_map(|(service, follower)| {
+                let is_idle = follower.look() >= IDLE_LOOKS && !follower.is_pinned();
+                is_idle.then(|| service.clone())
+            })
             .collect();
         for service in idle {
             tracing::debug!(%service, "no longer followed: nobody asked for it");

@@ -1,7 +1,6 @@
 //! What a registry says about one endpoint, in the same words whatever the registry.
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use crate::config::Protocol;
 use std::{
     collections::BTreeMap,
     fmt,
@@ -14,16 +13,6 @@ use std::{
 pub enum Address {
     Ip(SocketAddr),
     Name { host: String, port: u16 },
-}
-
-/// What an upstream speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    /// HTTP/1.1.
-    Http1,
-    /// HTTP/2: by prior knowledge, or by ALPN when the connection is TLS.
-    Http2,
 }
 
 /// One endpoint of a service, as a registry describes it.

@@ -12,9 +12,10 @@ mod instance;
 pub mod layout;
 mod sink;
 
+pub use crate::config::Protocol;
 pub use consul::Consul;
 pub use etcd::Etcd;
-pub use instance::{Address, AddressError, Instance, Protocol};
+pub use instance::{Address, AddressError, Instance};
 pub use sink::{Observation, Sink, sink};
 
 use crate::net::tls::TlsError;

@@ -1,6 +1,8 @@
 //! The integration tests, in one binary. Modules `real_*` talk to real servers and need the feature `real-servers`.
 
+mod cli;
 mod demo;
+mod e2e;
 #[cfg(feature = "real-servers")]
 mod following;
 mod http1;
@@ -19,7 +21,9 @@ mod real_etcd;
 mod real_frameworks;
 #[cfg(feature = "real-servers")]
 mod relay;
+mod reload;
 mod routing;
 #[cfg(feature = "real-servers")]
 mod servers;
+mod structure;
 mod timeouts;

@@ -1,0 +1,107 @@
+//! The shape of the config file. Every field's doc comment appears in the JSON Schema; every default is stated here.
+
+mod discovery;
+mod listener;
+mod logs;
+mod registries;
+mod secret;
+mod service;
+mod tls;
+
+pub use discovery::Discovery;
+pub use listener::{Listener, ListenerLimits, ListenerProtocol};
+pub use logs::{AccessLog, AccessLogMode, Log, LogFormat, Sample};
+pub use registries::{ConsulRegistry, EmbeddedRegistry, EtcdRegistry, FileRegistry, Layout, Registry};
+pub use secret::Secret;
+pub use service::{Balance, Policy, Pool, Protocol, Service, Timeouts};
+pub use tls::Tls;
+
+use indexmap::IndexMap;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::net::{Ipv4Addr, SocketAddr};
+
+/// pillion's whole configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// What this pillion and its application are called.
+    pub node: Node,
+    /// Threads that carry traffic: a number, or `auto` for one per core.
+    pub workers: Workers,
+    pub admin: Admin,
+    /// The registries, by a name of your choice. Their order is the order of priority unless `discovery.sources` says otherwise.
+    pub registries: IndexMap<String, Registry>,
+    pub discovery: Discovery,
+    /// Where pillion takes traffic. Without any: one named `egress` on 127.0.0.1:4140.
+    pub listeners: Vec<Listener>,
+    /// Settings for every service; what `services` sets for one goes before them.
+    pub defaults: Service,
+    /// Settings by service name. A service named here is followed from the start; others on their first request.
+    pub services: IndexMap<String, Service>,
+    pub access_log: AccessLog,
+    pub log: Log,
+}
+
+/// Names of this node. They are labels only.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Node {
+    /// The local application's service name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub env: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+}
+
+/// How many worker threads: a number from 1 to 256, or `auto`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Workers {
+    Count(#[schemars(range(min = 1, max = 256))] u16),
+    Auto(Auto),
+}
+
+/// The word `auto`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Auto {
+    Auto,
+}
+
+/// The admin interface: health, metrics and state over HTTP.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admin {
+    pub listen: SocketAddr,
+}
+
+const fn localhost(port: u16) -> SocketAddr {
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+}
+
+impl Workers {
+    /// The number of worker threads on this machine.
+    pub fn count(self) -> usize {
+        match self {
+            Self::Count(count) => usize::from(count),
+            Self::Auto(_) => std::thread::available_parallelism().map_or(1, usize::from),
+        }
+    }
+}
+
+impl Default for Workers {
+    fn default() -> Self {
+        Self::Count(1)
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen: localhost(4191) }
+    }
+}

@@ -1,0 +1,107 @@
+//! How requests for a service are carried.
+
+use super::{super::human, Tls};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// How requests for one service are carried.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Service {
+    /// Registries for this service, in order of priority, instead of `discovery.sources`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<String>,
+    /// The name under which the registries know it, where that is another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registered_as: Option<String>,
+    pub balance: Balance,
+    /// What the upstreams speak. Without it: what the registry says; `http2` for gRPC requests; what ALPN settles
+    /// where TLS is used; `http1` otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Protocol>,
+    /// Use TLS to the upstreams, with these settings. Without it: if the registry says so, with the system's authorities.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+    pub timeouts: Timeouts,
+    pub pool: Pool,
+}
+
+/// What an upstream speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2: by prior knowledge, or by ALPN when the connection is TLS.
+    Http2,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Balance {
+    pub policy: Policy,
+}
+
+/// How the endpoint for a request is chosen. All of them honour weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum Policy {
+    /// The cheaper of two drawn at random, by peak-sensitive latency × requests in flight.
+    #[default]
+    PeakEwma,
+    /// The one of two drawn at random that has fewer requests in flight.
+    LeastRequest,
+    /// In turn, smoothly interleaved by weight.
+    RoundRobin,
+    /// At random, by weight.
+    Random,
+    /// At random, by weight divided by mean response time.
+    ResponseTime,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timeouts {
+    /// To open a connection to an upstream, TLS included.
+    #[serde(with = "human")]
+    #[schemars(with = "human::Text")]
+    pub connect: Duration,
+    /// From the end of the request's head to the start of the response, over all tries.
+    /// `grpc-timeout` and `x-request-timeout` can only shorten it.
+    #[serde(with = "human")]
+    #[schemars(with = "human::Text")]
+    pub request: Duration,
+    /// The longest time without a byte in either direction once the response has started, and for upgraded connections.
+    #[serde(with = "human")]
+    #[schemars(with = "human::Text")]
+    pub idle: Duration,
+}
+
+/// Connections to upstreams, per worker and endpoint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Pool {
+    /// Idle HTTP/1.1 connections that are kept.
+    pub max_idle: usize,
+    /// An idle connection is closed after this time.
+    #[serde(with = "human")]
+    #[schemars(with = "human::Text")]
+    pub idle_timeout: Duration,
+    /// A connection takes no new request after this time, so that balancers behind names and addresses see changes.
+    #[serde(with = "human")]
+    #[schemars(with = "human::Text")]
+    pub max_age: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { connect: Duration::from_secs(1), request: Duration::from_secs(15), idle: Duration::from_secs(60) }
+    }
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self { max_idle: 128, idle_timeout: Duration::from_secs(60), max_age: Duration::from_secs(600) }
+    }
+}
