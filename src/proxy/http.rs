@@ -20,7 +20,7 @@ use crate::{
     route,
     telemetry::Telemetry,
 };
-use http::{Request, Response, request};
+use http::{Method, Request, Response, request};
 use std::{
     rc::Rc,
     sync::Arc,
@@ -77,6 +77,9 @@ async fn carry(
     down: &mut Downstream<'_>,
     record: &mut Record,
 ) -> Result<Response<Body>, ProxyError> {
+    if request.method() == Method::CONNECT {
+        return Err(ProxyError::new(Reason::Unsupported, "CONNECT"));
+    }
     let cluster = find_cluster(&request, down).await?;
     cluster.mark_used();
     record.routed(cluster.clone());

@@ -3,6 +3,11 @@
 mod demo;
 #[cfg(feature = "real-servers")]
 mod following;
+mod http1;
+mod http1_bodies;
+mod http1_headers;
+mod peer;
+mod pillion;
 mod readme;
 #[cfg(feature = "real-servers")]
 mod real_consul;

@@ -121,8 +121,15 @@ pub fn parse_request(head: Bytes, keep_case: bool) -> Result<RequestHead, HeadEr
     };
     let (mut parts, ()) = Request::new(()).into_parts();
     parts.method = Method::from_bytes(method.as_bytes()).map_err(|_| bad("the method is not a token"))?;
+    if parts.method == Method::CONNECT {
+        // What follows would be another protocol.
+        return Err(HeadError { reason: Reason::Unsupported, detail: "CONNECT".into() });
+    }
     parts.uri = Uri::from_maybe_shared(head.slice_ref(target.as_bytes()))
         .map_err(|error| bad(format!("the request target is not a URI: {error}")))?;
+    if parts.uri.authority().is_some() {
+        parts.uri = with_whole_path(parts.uri, &parts.method, target)?;
+    }
     parts.version = if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
 
     let fields = collect(&head, parsed.headers, keep_case)?;
@@ -149,6 +156,19 @@ pub fn parse_request(head: Bytes, keep_case: bool) -> Result<RequestHead, HeadEr
         parts.extensions.insert(names);
     }
     Ok(RequestHead { request: Request::from_parts(parts, ()), framing, keep_alive })
+}
+
+/// An absolute target with the path that the origin gets (RFC 9112, sections 3.2.1 and 3.2.4): `/` where there is a query
+/// only, and `*` where `OPTIONS` asks about the server as a whole.
+fn with_whole_path(uri: Uri, method: &Method, target: &str) -> Result<Uri, HeadError> {
+    let path = match uri.path_and_query().map(|path| path.as_str()) {
+        Some(query) if query.starts_with('?') => format!("/{query}").parse(),
+        Some("/") if *method == Method::OPTIONS && !target.ends_with('/') => "*".parse(),
+        _ => return Ok(uri),
+    };
+    let mut parts = uri.into_parts();
+    parts.path_and_query = Some(path.map_err(|_| bad("the request target is not a URI"))?);
+    Uri::from_parts(parts).map_err(|_| bad("the request target is not a URI"))
 }
 
 /// Parses a whole head of a response to a request with `method`.
@@ -217,7 +237,6 @@ pub fn write_request(out: &mut BytesMut, parts: &request::Parts, framing: Framin
     out.put_slice(parts.method.as_str().as_bytes());
     out.put_u8(b' ');
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
-    // `OPTIONS http://host` without a path asks about the server as a whole (RFC 9112, section 3.2.4).
     out.put_slice(target.as_bytes());
     out.put_slice(b" HTTP/1.1\r\n");
     write_fields(out, &parts.headers, parts.extensions.get());

@@ -1,0 +1,218 @@
+//! The real program, as a child process: on ephemeral ports, with a config in a directory of its own, gone when dropped.
+
+use crate::peer::{PATIENCE, Peer};
+use std::{
+    fmt::Display,
+    fs,
+    net::SocketAddr,
+    path::Path,
+    process::Stdio,
+    time::{Duration, SystemTime},
+};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+
+/// What the program is to be started with.
+#[derive(Default)]
+pub struct Setup {
+    instances: String,
+    services: String,
+    egress: String,
+    listeners: String,
+}
+
+impl Setup {
+    /// With `user-service` at these addresses. Each is as the `file` registry takes it: `host:port`, or a map.
+    pub fn users<A: Display>(addresses: impl IntoIterator<Item = A>) -> Self {
+        Self::default().instances("user-service", addresses)
+    }
+
+    pub fn instances<A: Display>(mut self, service: &str, addresses: impl IntoIterator<Item = A>) -> Self {
+        let list: Vec<_> = addresses.into_iter().map(|address| address.to_string()).collect();
+        self.instances += &format!("  {service}: [{}]\n", list.join(", "));
+        self
+    }
+
+    /// A line under `services`.
+    pub fn service(mut self, line: &str) -> Self {
+        self.services += &format!("  {line}\n");
+        self
+    }
+
+    /// More settings of the listener `egress`.
+    pub fn egress(mut self, settings: &str) -> Self {
+        self.egress += &format!(", {settings}");
+        self
+    }
+
+    /// Another listener, with these settings.
+    pub fn listener(mut self, name: &str, settings: &str) -> Self {
+        self.listeners += &format!("  - {{ name: {name}, listen: 127.0.0.1:0, {settings} }}\n");
+        self
+    }
+
+    /// Starts the program and waits until it says that it is up.
+    pub async fn start(self) -> Pillion {
+        let dir = TempDir::new().unwrap();
+        let instances = if self.instances.is_empty() { "  {}\n" } else { &self.instances };
+        write_settled(&dir.path().join("instances.yaml"), &format!("services:\n{instances}"));
+        let services = if self.services.is_empty() { "  {}\n" } else { &self.services };
+        let config = format!(
+            "admin: {{ listen: 127.0.0.1:0 }}\n\
+             registries:\n  main: {{ kind: file, path: {} }}\n\
+             listeners:\n  - {{ name: egress, listen: 127.0.0.1:0{} }}\n{}\
+             services:\n{services}",
+            dir.path().join("instances.yaml").display(),
+            self.egress,
+            self.listeners,
+        );
+        let path = dir.path().join("pillion.yaml");
+        fs::write(&path, &config).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_pillion"))
+            .args(["run", "--config"])
+            .arg(&path)
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let (log, logged) = watch::channel(String::new());
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                log.send_modify(|log| {
+                    log.push_str(&line);
+                    log.push('\n');
+                });
+            }
+        });
+        let mut pillion = Pillion { child, log: logged, dir };
+        pillion.logged(" pillion is up").await;
+        pillion
+    }
+}
+
+/// A pillion that is up.
+pub struct Pillion {
+    child: Child,
+    log: watch::Receiver<String>,
+    dir: TempDir,
+}
+
+impl Pillion {
+    /// Waits for a line with `text` in its log, and returns it.
+    pub async fn logged(&mut self, text: &str) -> String {
+        let find = |log: &str| log.lines().find(|line| line.contains(text)).map(str::to_owned);
+        // An error means that the program has ended.
+        let waited = timeout(PATIENCE, self.log.wait_for(|log| find(log).is_some())).await.is_ok();
+        let log = self.log();
+        find(&log).unwrap_or_else(|| panic!("`{text}` was not logged ({waited:?}):\n{log}"))
+    }
+
+    pub fn log(&self) -> String {
+        self.log.borrow().clone()
+    }
+
+    /// Where it listens, by the listener's name.
+    pub fn address(&self, listener: &str) -> SocketAddr {
+        self.logged_address(&format!("listener=\"{listener}\""))
+    }
+
+    pub fn egress(&self) -> SocketAddr {
+        self.address("egress")
+    }
+
+    pub fn admin(&self) -> SocketAddr {
+        self.logged_address(" pillion is up")
+    }
+
+    fn logged_address(&self, text: &str) -> SocketAddr {
+        let log = self.log.borrow();
+        let line = log.lines().find(|line| line.contains(text) && line.contains("address=")).unwrap();
+        line.split_once("address=").unwrap().1.split_whitespace().next().unwrap().parse().unwrap()
+    }
+
+    /// Opens a connection to the listener `egress`.
+    pub async fn connect(&self) -> Peer {
+        Peer::connect(self.egress()).await
+    }
+
+    /// Replaces the instances of the file registry.
+    pub fn write_instances(&self, text: &str) {
+        let (path, new) = (self.dir.path().join("instances.yaml"), self.dir.path().join("new.yaml"));
+        write_settled(&new, text);
+        fs::rename(new, path).unwrap();
+    }
+
+    pub async fn metrics(&self) -> String {
+        let mut admin = Peer::connect(self.admin()).await;
+        admin.send("GET /metrics HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n").await;
+        admin.response().await.text()
+    }
+
+    /// The sum of the series of `name` that have all of `labels`, each written as `label="value"`.
+    pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        sum(&self.metrics().await, name, labels)
+    }
+
+    /// Waits until a metric has a value. (It is counted when a request has ended, a moment after its client knows it.)
+    pub async fn until_metric(&self, name: &str, labels: &[&str], value: f64) {
+        let start = Instant::now();
+        loop {
+            let metrics = self.metrics().await;
+            if sum(&metrics, name, labels) == value {
+                return;
+            }
+            let family: Vec<_> = metrics.lines().filter(|line| line.starts_with(name)).collect();
+            assert!(start.elapsed() < PATIENCE, "{name}{labels:?} is not {value}:\n{}", family.join("\n"));
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Waits until nothing is held for clients that are gone.
+    pub async fn until_free(&self) {
+        self.until_metric("pillion_requests_in_flight", &[], 0.0).await;
+        self.until_metric("pillion_pool_connections", &["state=\"active\""], 0.0).await;
+        self.until_metric("pillion_connections", &["listener=\"egress\""], 0.0).await;
+    }
+
+    /// The most memory that it had at any time, in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id().unwrap())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the kernel tells it");
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub async fn stop(mut self) {
+        let id = self.child.id().unwrap().to_string();
+        assert!(Command::new("kill").arg(&id).status().await.unwrap().success());
+        let ended = timeout(PATIENCE, self.child.wait()).await;
+        let ended = ended.unwrap_or_else(|_| panic!("it does not stop:\n{}", self.log())).unwrap();
+        assert!(ended.success(), "{ended}:\n{}", self.log());
+    }
+}
+
+/// Writes a file that looks as if it had been left alone for a while, so that it is read at once.
+fn write_settled(path: &Path, text: &str) {
+    fs::write(path, text).unwrap();
+    let file = fs::File::options().write(true).open(path).unwrap();
+    file.set_modified(SystemTime::now() - Duration::from_secs(10)).unwrap();
+}
+
+fn sum(metrics: &str, name: &str, labels: &[&str]) -> f64 {
+    let values = metrics.lines().filter_map(|line| {
+        let (series, value) = line.rsplit_once(' ')?;
+        let rest = series.strip_prefix(name)?;
+        let fits = (rest.is_empty() || rest.starts_with('{')) && labels.iter().all(|label| rest.contains(label));
+        fits.then(|| value.parse::<f64>().unwrap())
+    });
+    values.sum()
+}
