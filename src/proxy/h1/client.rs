@@ -123,6 +123,10 @@ impl Exchange {
                 Err(error) => return Poll::Ready(Err(broken(error.detail))),
             }
             match self.reader.poll_fill(cx) {
+                // It had begun to answer, so nobody may be asked again.
+                Poll::Ready(Ok(0) | Err(_)) if !self.reader.buf.is_empty() => {
+                    return Poll::Ready(Err(broken("the connection ended within the response's head")));
+                }
                 Poll::Ready(Ok(0)) => {
                     let detail = match &write_error {
                         Some(error) => format!("sending the request: {error}").into(),

@@ -214,6 +214,10 @@ pub fn parse_response(head: Bytes, method: &Method, keep_case: bool) -> Result<R
 /// Parses the lines of a trailer section, without its empty line. Fields that would change how the message is read are
 /// left out (RFC 9110, section 6.5.1).
 pub fn parse_trailers(lines: Bytes) -> Result<HeaderMap, HeadError> {
+    // The parser would take it for the end of a line.
+    if memchr::memchr_iter(b'\n', &lines).any(|at| at == 0 || lines[at - 1] != b'\r') {
+        return Err(ambiguous("a trailer that ends with LF alone"));
+    }
     let mut space = vec![httparse::EMPTY_HEADER; lines.len() / 4 + 1];
     match httparse::parse_headers(&lines, &mut space) {
         Ok(httparse::Status::Complete((_, fields))) => {
