@@ -192,9 +192,10 @@ impl Journey<'_> {
     ) -> Result<Response<Body>, SendFailure> {
         let wanted = self.upstream_protocol(endpoint);
         let checkout = self.proxy.pool.checkout(self.cluster, endpoint, &self.snapshot.settings, wanted, fresh);
-        let lease = match checkout.await {
-            Ok(lease) => lease,
-            Err(error) => return Err(SendFailure::before(connect_error(endpoint, &error), body)),
+        let lease = match self.waiting.in_time(checkout).await {
+            Ok(Ok(lease)) => lease,
+            Ok(Err(error)) => return Err(SendFailure::before(connect_error(endpoint, &error), body)),
+            Err(error) => return Err(SendFailure::before(error, body)),
         };
         self.waiting.shorten(&mut self.parts.headers);
         match lease {
@@ -230,6 +231,10 @@ fn no_endpoints(snapshot: &Snapshot) -> ProxyError {
         count => format!("none of the service's {count} endpoints can take requests").into(),
     };
     ProxyError { reason: Reason::NoEndpoints, detail }
+}
+
+fn past_deadline() -> ProxyError {
+    ProxyError::new(Reason::RequestTimeout, "the caller's deadline is past")
 }
 
 fn connect_error(endpoint: &Endpoint, error: &ConnectError) -> ProxyError {
@@ -320,12 +325,11 @@ impl<'t> Waiting<'t> {
         while self.timer.poll_expired(cx).is_ready() {
             let now = Instant::now();
             if self.until.is_some_and(|until| now >= until) {
-                let detail = if self.until == self.deadline {
-                    "the caller's deadline is past".into()
-                } else {
-                    format!("no response in {:?}", self.request).into()
-                };
-                return Poll::Ready(ProxyError { reason: Reason::RequestTimeout, detail });
+                if self.until == self.deadline {
+                    return Poll::Ready(past_deadline());
+                }
+                let detail = format!("no response in {:?}", self.request);
+                return Poll::Ready(ProxyError::new(Reason::RequestTimeout, detail));
             }
             if self.sent {
                 return Poll::Pending;
@@ -345,6 +349,14 @@ impl<'t> Waiting<'t> {
         self.quiet = self.quiet.max(1);
         let look = Instant::now() + self.idle / Self::LOOKS;
         self.timer.set(self.until.map_or(look, |until| until.min(look)));
+    }
+
+    /// What comes of `future`, unless the caller's deadline comes first.
+    async fn in_time<F: Future>(&self, future: F) -> Result<F::Output, ProxyError> {
+        match self.deadline {
+            None => Ok(future.await),
+            Some(deadline) => tokio::time::timeout_at(deadline, future).await.map_err(|_| past_deadline()),
+        }
     }
 
     /// Passes the caller's deadline on, reduced by what has passed.

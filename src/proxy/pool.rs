@@ -172,7 +172,10 @@ impl Slot {
                     slot.connecting.borrow_mut().take();
                     opened
                 };
-                attempt.boxed_local().shared()
+                let attempt = attempt.boxed_local().shared();
+                // It goes on by itself, in case that all who wait for it give up.
+                tokio::task::spawn_local(attempt.clone());
+                attempt
             })
             .clone()
     }

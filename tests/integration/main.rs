@@ -19,5 +19,7 @@ mod real_etcd;
 mod real_frameworks;
 #[cfg(feature = "real-servers")]
 mod relay;
+mod routing;
 #[cfg(feature = "real-servers")]
 mod servers;
+mod timeouts;

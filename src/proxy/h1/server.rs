@@ -259,8 +259,9 @@ impl Server {
             }
             let idle = record.idle_timeout();
             let watch = watch.get_or_insert_with(|| IdleWatch::new(idle, timer));
-            watch.poll_idle(sending.bytes, timer, cx).map(|()| {
-                let detail = format!("nothing of the response moved for {idle:?}");
+            // The request may still be on its way, too.
+            watch.poll_idle(sending.bytes + reader.borrow().body_bytes, timer, cx).map(|()| {
+                let detail = format!("nothing moved for {idle:?}");
                 Err(ProxyError::new(Reason::IdleTimeout, detail))
             })
         })

@@ -175,7 +175,7 @@ async fn serve_stream(request: Request<RecvStream>, respond: SendResponse<Bytes>
         .await
     };
     let Some((response, mut record)) = handled else { return };
-    let written = write_response(response, respond.0.into_inner(), &mut record, &method, &mut timer).await;
+    let written = write_response(response, respond.0.into_inner(), &mut record, &method, &received, &mut timer).await;
     record.bytes_in = received.get();
     match written {
         Ok(()) => {
@@ -190,6 +190,7 @@ async fn write_response(
     mut respond: SendResponse<Bytes>,
     record: &mut Record,
     method: &Method,
+    received: &Cell<u64>,
     timer: &mut Timer,
 ) -> Result<(), ProxyError> {
     let (mut parts, body) = response.into_parts();
@@ -214,8 +215,9 @@ async fn write_response(
             Poll::Pending => {}
         }
         let watch = watch.get_or_insert_with(|| IdleWatch::new(idle, timer));
-        watch.poll_idle(pump.moved(), timer, cx).map(|()| {
-            let detail = format!("nothing of the response moved for {idle:?}");
+        // The request may still be on its way, too.
+        watch.poll_idle(pump.moved() + received.get(), timer, cx).map(|()| {
+            let detail = format!("nothing moved for {idle:?}");
             Err(ProxyError::new(Reason::IdleTimeout, detail))
         })
     })
