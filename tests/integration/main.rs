@@ -8,6 +8,8 @@ mod http1_bodies;
 mod http1_dead_connections;
 mod http1_headers;
 mod http1_strict;
+mod http2_downstream;
+mod http2_peer;
 mod peer;
 mod pillion;
 mod readme;
