@@ -6,7 +6,7 @@ use crate::{
 };
 use http::{
     HeaderMap, HeaderName, HeaderValue,
-    header::{CONNECTION, CONTENT_TYPE, HOST, TE, TRANSFER_ENCODING, UPGRADE},
+    header::{CONNECTION, CONTENT_TYPE, COOKIE, HOST, TE, TRANSFER_ENCODING, UPGRADE},
     request,
 };
 use std::{fmt::Write as _, net::SocketAddr, time::Duration};
@@ -66,6 +66,7 @@ pub struct Found {
     forwarded_host: bool,
     request_id: bool,
     timeout: bool,
+    cookie: bool,
 }
 
 impl Found {
@@ -82,6 +83,7 @@ impl Found {
                 "x-forwarded-host" => found.forwarded_host = true,
                 "x-request-id" => found.request_id = true,
                 "grpc-timeout" | "x-request-timeout" => found.timeout = true,
+                "cookie" => found.cookie = true,
                 _ => {}
             }
         }
@@ -126,6 +128,13 @@ pub fn prepare_request(parts: &mut request::Parts, found: &Found, origin: &Origi
         let same = headers.get(HOST).is_some_and(|host| host.as_bytes() == authority.as_str().as_bytes());
         if !same && let Ok(host) = HeaderValue::from_str(authority.as_str()) {
             headers.insert(HOST, host);
+        }
+    }
+    // HTTP/2 clients may send it in pieces, which HTTP/1 does not know (RFC 9113, section 8.2.3).
+    if found.cookie && headers.get_all(COOKIE).iter().nth(1).is_some() {
+        let pieces: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+        if let Ok(whole) = HeaderValue::from_bytes(&pieces.join(&b"; "[..])) {
+            headers.insert(COOKIE, whole);
         }
     }
     if found.forwarded_for {

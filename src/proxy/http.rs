@@ -163,8 +163,10 @@ impl Journey<'_> {
                 Some(endpoint.clone())
             } else {
                 endpoint.live.failed();
-                tried.push(endpoint);
-                self.pick(&tried, Instant::now())
+                tried.push(endpoint.clone());
+                // One that refused a stream may take the next, if there is no other.
+                let again = (failure.error.reason == Reason::UpstreamRefused).then_some(endpoint);
+                self.pick(&tried, Instant::now()).or(again)
             };
             match (failure.body, next) {
                 (Some(rest), Some(next)) if may_retry => {

@@ -344,13 +344,16 @@ impl Drop for H1Lease {
 #[derive(Debug)]
 pub struct H2Lease {
     pub connection: Rc<h2::Connection>,
+    /// Whether it has carried a request before, so that its peer may have closed it meanwhile.
+    pub reused: bool,
 }
 
 impl H2Lease {
     fn new(connection: Rc<h2::Connection>) -> Self {
         connection.streams.set(connection.streams.get() + 1);
         connection.idle.set(Duration::ZERO);
-        Self { connection }
+        let reused = connection.used.replace(true);
+        Self { connection, reused }
     }
 }
 

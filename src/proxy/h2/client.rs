@@ -1,7 +1,9 @@
 //! The upstream side: connections that many requests share, and one request on one of them.
 
 use super::{
-    CONNECTION_WINDOW, STREAM_WINDOW, keep_asking,
+    CONNECTION_WINDOW, STREAM_WINDOW,
+    ending::Ending,
+    keep_asking,
     pump::{Pump, PumpError},
     recv::RecvBody,
 };
@@ -54,6 +56,10 @@ pub struct Connection {
     pub idle: Cell<Duration>,
     /// Set when the connection ended, its peer said that it takes no more, or it is too old for more.
     closed: Cell<bool>,
+    /// Whether a request has been sent on it.
+    pub used: Cell<bool>,
+    /// Whether the end of its bytes has been seen.
+    ended: Rc<Cell<bool>>,
 }
 
 impl fmt::Debug for Connection {
@@ -74,8 +80,22 @@ impl Connection {
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(MAX_HEAD)
+            .initial_max_send_streams(0)
             .enable_push(false);
-        let handshake = builder.handshake::<_, Bytes>(H2Io::new(BytesMut::new(), stream));
+        let ended = Rc::new(Cell::new(false));
+        let io = Ending::new(H2Io::new(BytesMut::new(), stream), ended.clone());
+        let handshake = async {
+            let (send, mut driver) = builder.handshake::<_, Bytes>(io).await?;
+            // How many streams it takes is in its settings, which come first. Requests sent before would pile up on it.
+            poll_fn(|cx| match Pin::new(&mut driver).poll(cx) {
+                Poll::Ready(Ok(())) => Poll::Ready(Err(h2::Reason::NO_ERROR.into())),
+                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                Poll::Pending if send.current_max_send_streams() > 0 => Poll::Ready(Ok(())),
+                Poll::Pending => Poll::Pending,
+            })
+            .await?;
+            Ok((send, driver))
+        };
         let (send, mut driver) = tokio::time::timeout(limit, handshake)
             .await
             .map_err(|_| ConnectError::Timeout(limit))?
@@ -87,6 +107,8 @@ impl Connection {
             streams: Cell::new(0),
             idle: Cell::default(),
             closed: Cell::new(false),
+            used: Cell::new(false),
+            ended,
         });
         metrics.pool.active.inc();
         let weak = Rc::downgrade(&connection);
@@ -155,16 +177,18 @@ pub async fn send(
             return Err(SendFailure::before(refused(&error), body));
         }
     };
-    let mut exchange = Exchange { response, pump: (!whole).then(|| Pump::replayable(body, stream)) };
+    let pump = (!whole).then(|| Pump::replayable(body, stream));
+    let mut exchange = Exchange { response, pump, ended: lease.connection.ended.clone(), is_over: false };
     match poll_fn(|cx| exchange.poll_head(waiting, interim, cx)).await {
         Ok(response) => Ok(exchange.into_response(response, lease)),
         Err(error) => {
-            if error.reason == Reason::UpstreamRefused {
-                // Most likely a GOAWAY; streams that are still running on it go on.
+            if exchange.is_over {
+                // Streams that are still running on it go on.
                 lease.connection.closed.set(true);
             }
+            let reused = exchange.is_over && (lease.reused || error.reason == Reason::UpstreamRefused);
             let body = if whole { Some(Body::Empty) } else { exchange.pump.and_then(Pump::into_replay) };
-            Err(SendFailure { error, wrote: true, reused: false, body })
+            Err(SendFailure { error, wrote: true, reused, body })
         }
     }
 }
@@ -173,6 +197,10 @@ pub async fn send(
 struct Exchange {
     response: ResponseFuture,
     pump: Option<Pump>,
+    /// The connection's.
+    ended: Rc<Cell<bool>>,
+    /// Set when it was not the stream alone that failed.
+    is_over: bool,
 }
 
 impl Exchange {
@@ -193,7 +221,10 @@ impl Exchange {
         }
         match Pin::new(&mut self.response).poll(cx) {
             Poll::Ready(Ok(response)) => Poll::Ready(Ok(response)),
-            Poll::Ready(Err(error)) => Poll::Ready(Err(broken(&error))),
+            Poll::Ready(Err(error)) => {
+                self.is_over = error.is_go_away() || error.is_io();
+                Poll::Ready(Err(broken(&error, self.ended.get())))
+            }
             Poll::Pending => {
                 let sent = self.pump.as_ref().map_or(u64::MAX, |pump| pump.bytes);
                 waiting.poll_expired(sent, cx).map(Err)
@@ -280,10 +311,11 @@ fn refused(error: &h2::Error) -> ProxyError {
     ProxyError::new(Reason::UpstreamRefused, error.to_string())
 }
 
-fn broken(error: &h2::Error) -> ProxyError {
-    // A GOAWAY without an error reaches only streams that the upstream has not looked at (RFC 9113, section 6.8).
+/// `ended`: the connection has, too.
+fn broken(error: &h2::Error, ended: bool) -> ProxyError {
+    // While the connection lasts, a GOAWAY ends only streams that the upstream has not looked at (RFC 9113, section 6.8).
     let unseen = error.reason() == Some(h2::Reason::REFUSED_STREAM)
-        || error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR);
+        || error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR) && !ended;
     let reason = if unseen {
         Reason::UpstreamRefused
     } else if error.is_library() && error.reason() == Some(h2::Reason::PROTOCOL_ERROR) {

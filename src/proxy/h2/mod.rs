@@ -2,6 +2,7 @@
 //! extra task per request that hyper's generality needs.
 
 mod client;
+mod ending;
 mod pump;
 mod recv;
 mod server;
