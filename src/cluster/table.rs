@@ -73,6 +73,8 @@ pub struct Cluster {
     pub name: Arc<str>,
     pub metrics: Arc<ServiceMetrics>,
     snapshot: ArcSwap<Snapshot>,
+    /// Since when an answer has been waited for.
+    since: Instant,
     /// Wakes requests that wait for the first answer.
     published: watch::Sender<u64>,
     /// Set by each request, taken by discovery now and then, to know which services are idle.
@@ -126,6 +128,7 @@ impl Cluster {
             name: name.into(),
             metrics,
             snapshot: ArcSwap::from_pointee(snapshot),
+            since: Instant::now(),
             published: watch::Sender::new(0),
             used: AtomicBool::new(true),
         }
@@ -136,7 +139,8 @@ impl Cluster {
         self.snapshot.load()
     }
 
-    /// Waits until a source has answered, or for `timeout`.
+    /// Waits until a source has answered, or has had `timeout` for it since the service is followed: while the registries
+    /// are down, only the first requests wait.
     pub async fn first_answer(&self, timeout: Duration) -> Guard<Arc<Snapshot>> {
         let mut published = self.published.subscribe();
         let answered = async {
@@ -145,7 +149,7 @@ impl Cluster {
                 let _ = published.changed().await;
             }
         };
-        let _ = tokio::time::timeout(timeout, answered).await;
+        let _ = tokio::time::timeout_at(self.since + timeout, answered).await;
         self.load()
     }
 
@@ -330,6 +334,10 @@ mod tests {
         cluster.publish(&settings(), &[], State::Unknown);
         assert_eq!(waiting.await.unwrap(), State::Unknown);
         let never = super::tests::cluster(settings());
-        assert_eq!(never.first_answer(Duration::from_secs(2)).await.state, State::Pending);
+        for waited in [2, 0] {
+            let asked = Instant::now();
+            assert_eq!(never.first_answer(Duration::from_secs(2)).await.state, State::Pending);
+            assert_eq!(asked.elapsed(), Duration::from_secs(waited), "the first waits, the others do not");
+        }
     }
 }

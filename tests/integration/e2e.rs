@@ -41,6 +41,16 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }
 
+/// Polls until it is so.
+pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    soon(what, async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
 /// The program that the tests were built with, without what the caller's environment would tell it.
 pub fn pillion(args: &[&str]) -> Command {
     program(Path::new(env!("CARGO_BIN_EXE_pillion")), args)

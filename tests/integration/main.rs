@@ -1,5 +1,6 @@
 //! The integration tests, in one binary. Modules `real_*` talk to real servers and need the feature `real-servers`.
 
+mod bounds;
 mod cli;
 mod demo;
 mod e2e;
@@ -19,11 +20,17 @@ mod peer;
 mod pillion;
 mod readme;
 #[cfg(feature = "real-servers")]
+mod real_churn;
+#[cfg(feature = "real-servers")]
 mod real_consul;
 #[cfg(feature = "real-servers")]
 mod real_etcd;
 #[cfg(feature = "real-servers")]
 mod real_frameworks;
+#[cfg(feature = "real-servers")]
+mod real_outage;
+#[cfg(feature = "real-servers")]
+mod real_scale;
 #[cfg(feature = "real-servers")]
 mod relay;
 mod reload;
@@ -32,3 +39,5 @@ mod routing;
 mod servers;
 mod structure;
 mod timeouts;
+#[cfg(feature = "real-servers")]
+mod tools;

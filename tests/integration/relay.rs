@@ -1,4 +1,4 @@
-//! A TCP relay between pillion and a server: it counts, and it can be cut.
+//! A TCP relay between pillion and a server: it counts, and it can be cut, with a word or without.
 
 use std::sync::{
     Arc,
@@ -15,8 +15,15 @@ use tokio::{
 pub struct Relay {
     pub port: u16,
     counts: Arc<Counts>,
-    open: watch::Sender<bool>,
+    state: watch::Sender<State>,
     task: JoinHandle<()>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    Cut,
+    Silent,
 }
 
 #[derive(Default)]
@@ -28,7 +35,7 @@ struct Counts {
 impl Drop for Relay {
     fn drop(&mut self) {
         self.task.abort();
-        self.open.send_replace(false);
+        self.state.send_replace(State::Cut);
     }
 }
 
@@ -37,29 +44,35 @@ impl Relay {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let counts = Arc::new(Counts::default());
-        let (open, is_open) = watch::channel(true);
+        let (state, now) = watch::channel(State::Open);
         let task = tokio::spawn({
             let counts = counts.clone();
             async move {
                 loop {
                     let (client, _) = listener.accept().await.unwrap();
-                    if *is_open.borrow() {
+                    if *now.borrow() != State::Cut {
                         counts.connections.fetch_add(1, Ordering::Relaxed);
-                        tokio::spawn(forward(client, server_port, counts.clone(), is_open.clone()));
+                        tokio::spawn(forward(client, server_port, counts.clone(), now.clone()));
                     }
                 }
             }
         });
-        Self { port, counts, open, task }
+        Self { port, counts, state, task }
     }
 
     /// Breaks all connections and every further one, until [`Self::mend`].
     pub fn cut(&self) {
-        self.open.send_replace(false);
+        self.state.send_replace(State::Cut);
+    }
+
+    /// From now on nothing passes and nobody is told, as when a middlebox drops packets. The connections that there are,
+    /// and those that are made until [`Self::mend`], stay so for ever.
+    pub fn silence(&self) {
+        self.state.send_replace(State::Silent);
     }
 
     pub fn mend(&self) {
-        self.open.send_replace(true);
+        self.state.send_replace(State::Open);
     }
 
     /// Connections since the start.
@@ -73,12 +86,16 @@ impl Relay {
     }
 }
 
-async fn forward(mut client: TcpStream, server_port: u16, counts: Arc<Counts>, mut open: watch::Receiver<bool>) {
+async fn forward(mut client: TcpStream, server_port: u16, counts: Arc<Counts>, mut state: watch::Receiver<State>) {
+    if *state.borrow() == State::Silent {
+        let _ = state.wait_for(|state| *state == State::Cut).await;
+        return;
+    }
     let Ok(mut server) = TcpStream::connect(("127.0.0.1", server_port)).await else { return };
     let (mut up, mut down) = (vec![0; 64 << 10], vec![0; 64 << 10]);
     loop {
         tokio::select! {
-            () = async { drop(open.wait_for(|open| !open).await) } => return,
+            () = async { drop(state.wait_for(|state| *state != State::Open).await) } => break,
             read = client.read(&mut up) => match read {
                 Ok(n) if n > 0 => {
                     // Clients write a head at once, so none is split over two reads.
@@ -94,4 +111,6 @@ async fn forward(mut client: TcpStream, server_port: u16, counts: Arc<Counts>, m
             },
         }
     }
+    // Both connections stay open, and nobody reads from them.
+    let _ = state.wait_for(|state| *state == State::Cut).await;
 }

@@ -262,7 +262,7 @@ async fn sigterm_lets_requests_in_progress_end() {
         assert_eq!(held.await.unwrap().unwrap().0, 200);
     }
     assert_eq!(setup.pillion.ended().await, 0, "{}", setup.pillion.log());
-    assert!(setup.pillion.log().contains("stopped"), "{}", setup.pillion.log());
+    setup.pillion.until_logged(": stopped").await;
 }
 
 #[tokio::test]
@@ -276,7 +276,7 @@ async fn a_second_signal_ends_it_at_once() {
         setup.pillion.until_logged("stopping").await;
         setup.pillion.signal(signal);
         setup.pillion.ended().await;
-        assert!(setup.pillion.log().contains("stopped at once"), "{}", setup.pillion.log());
+        setup.pillion.until_logged("stopped at once").await;
         held.await.unwrap().unwrap_err();
     }
 }
