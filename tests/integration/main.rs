@@ -6,6 +6,7 @@ mod demo;
 mod e2e;
 #[cfg(feature = "real-servers")]
 mod following;
+mod leaving;
 mod readme;
 #[cfg(feature = "real-servers")]
 mod real_churn;

@@ -101,10 +101,10 @@ async fn a_good_reload_takes_effect_and_no_request_fails() {
     let mut setup = Setup::start().await;
     let egress = setup.pillion.egress();
     let mut loads = [Version::HTTP_11, Version::HTTP_2].map(|version| Load::start(egress, version, "users", 4));
-    let mut parts = Parts::default();
 
     // A new listener.
-    parts.more_listeners = format!("  - {{ name: fixed, listen: {ANY}, service: orders }}\n");
+    let more_listeners = format!("  - {{ name: fixed, listen: {ANY}, service: orders }}\n");
+    let mut parts = Parts { more_listeners, ..Parts::default() };
     setup.reload(&parts, IN_FORCE).await;
     let fixed = setup.pillion.listener("fixed");
     assert!(get(fixed, "whatever").await.unwrap().1.starts_with("orders-"));
