@@ -280,3 +280,17 @@ async fn a_second_signal_ends_it_at_once() {
         held.await.unwrap().unwrap_err();
     }
 }
+
+/// HTTP/2 only: an HTTP/1.1 client can send a request at the moment in which its idle connection is closed.
+#[tokio::test]
+async fn sigterm_under_load_fails_no_request_that_was_taken() {
+    let mut setup = Setup::start().await;
+    let mut load = Load::start(setup.pillion.egress(), Version::HTTP_2, "users", 16);
+    load.more(500).await;
+    setup.pillion.signal("TERM");
+    assert_eq!(setup.pillion.ended().await, 0);
+    // Whoever comes too late is refused, which is no request.
+    let failures = load.end().await;
+    let lost: Vec<_> = failures.iter().filter(|failure| !failure.starts_with("connect: ")).collect();
+    assert!(lost.is_empty(), "{lost:#?}");
+}
