@@ -396,11 +396,17 @@ impl Load {
         soon("requests to succeed", self.done.wait_for(|done| *done >= wanted)).await.unwrap();
     }
 
+    /// Ends it; returns what failed.
+    pub async fn end(self) -> Vec<String> {
+        self.ended.send_replace(true);
+        soon("the load to end", self.tasks.join_all()).await.concat()
+    }
+
     /// Ends it and panics if any request failed; returns how many succeeded.
     pub async fn end_without_failure(self) -> u64 {
-        self.ended.send_replace(true);
-        let failures = soon("the load to end", self.tasks.join_all()).await.concat();
-        let done = *self.done.borrow();
+        let done = self.done.clone();
+        let failures = self.end().await;
+        let done = *done.borrow();
         assert!(failures.is_empty(), "{} of {} requests failed: {failures:#?}", failures.len(), done);
         done
     }

@@ -15,6 +15,7 @@ mod http2_downstream;
 mod http2_goaway;
 mod http2_peer;
 mod http2_upstream;
+mod leaving;
 mod memory;
 mod peer;
 mod pillion;

@@ -101,10 +101,10 @@ async fn a_good_reload_takes_effect_and_no_request_fails() {
     let mut setup = Setup::start().await;
     let egress = setup.pillion.egress();
     let mut loads = [Version::HTTP_11, Version::HTTP_2].map(|version| Load::start(egress, version, "users", 4));
-    let mut parts = Parts::default();
 
     // A new listener.
-    parts.more_listeners = format!("  - {{ name: fixed, listen: {ANY}, service: orders }}\n");
+    let more_listeners = format!("  - {{ name: fixed, listen: {ANY}, service: orders }}\n");
+    let mut parts = Parts { more_listeners, ..Parts::default() };
     setup.reload(&parts, IN_FORCE).await;
     let fixed = setup.pillion.listener("fixed");
     assert!(get(fixed, "whatever").await.unwrap().1.starts_with("orders-"));
@@ -279,4 +279,18 @@ async fn a_second_signal_ends_it_at_once() {
         setup.pillion.until_logged("stopped at once").await;
         held.await.unwrap().unwrap_err();
     }
+}
+
+/// HTTP/2 only: an HTTP/1.1 client can send a request at the moment in which its idle connection is closed.
+#[tokio::test]
+async fn sigterm_under_load_fails_no_request_that_was_taken() {
+    let mut setup = Setup::start().await;
+    let mut load = Load::start(setup.pillion.egress(), Version::HTTP_2, "users", 16);
+    load.more(500).await;
+    setup.pillion.signal("TERM");
+    assert_eq!(setup.pillion.ended().await, 0);
+    // Whoever comes too late is refused, which is no request.
+    let failures = load.end().await;
+    let lost: Vec<_> = failures.iter().filter(|failure| !failure.starts_with("connect: ")).collect();
+    assert!(lost.is_empty(), "{lost:#?}");
 }
