@@ -13,7 +13,7 @@ use crate::{
     telemetry::{labels::Refused, metrics::ListenerMetrics},
 };
 use bytes::BytesMut;
-use futures_util::future::LocalBoxFuture;
+use futures_util::future::{FutureExt, LocalBoxFuture};
 use std::{
     cell::{Cell, RefCell},
     future::poll_fn,
@@ -21,12 +21,17 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::Poll,
+    time::Duration,
 };
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Notify, watch},
     time::Instant,
 };
+
+/// When the listener is to end, idle connections stay open for this long. HTTP/1.1 cannot say goodbye to an idle client: a
+/// request that is on its way while we close is lost. So the answer to one more request says it, with `Connection: close`.
+const GRACE: Duration = Duration::from_millis(250);
 
 /// What a listener's connections share.
 #[derive(Debug)]
@@ -87,22 +92,23 @@ impl Listener {
         self.is_closing.get()
     }
 
-    /// Ends when the listener is to end.
+    /// Ends when connections are to end, [`GRACE`] after the word that the listener is to end.
     pub fn closed(&self) -> LocalBoxFuture<'static, ()> {
         let mut closing = self.closing.clone();
         Box::pin(async move {
             // An error means that its owner is gone, which is the same.
             let _ = closing.wait_for(|closing| *closing).await;
+            tokio::time::sleep(GRACE).await;
         })
     }
 
     /// Accepts until the listener is to end, then waits until its last connection is gone.
     pub async fn run(self: Rc<Self>, socket: TcpListener, proxy: Rc<Proxy>) {
-        let mut closed = self.closed();
+        let mut closing = self.closing.clone();
         loop {
             let (stream, peer) = tokio::select! {
                 accepted = listen::accept(&socket, |error| self.accept_failed(error)) => accepted,
-                () = &mut closed => break,
+                _ = closing.wait_for(|closing| *closing) => break,
             };
             // All workers' connections count against one limit.
             if self.metrics.connections.get() >= i64::try_from(self.settings().limits.connections).unwrap_or(i64::MAX) {
@@ -113,6 +119,10 @@ impl Listener {
             tokio::task::spawn_local(serve(stream, peer, Connection::new(self.clone()), proxy.clone()));
         }
         self.is_closing.set(true);
+        // Those that the kernel has accepted for us would be reset with the socket.
+        while let Some((stream, peer)) = listen::accept(&socket, |error| self.accept_failed(error)).now_or_never() {
+            tokio::task::spawn_local(serve(stream, peer, Connection::new(self.clone()), proxy.clone()));
+        }
         drop(socket);
         while self.open.get() > 0 {
             self.last_gone.notified().await;
@@ -160,7 +170,7 @@ async fn serve(stream: TcpStream, peer: SocketAddr, connection: Connection, prox
     let Some((start, protocol)) = first_bytes(&io, &listener, &mut timer, &mut closed).await else { return };
     match protocol {
         // Boxed, because it is the larger of the two, and HTTP/1 has the many short connections.
-        Detected::Http2 => Box::pin(h2::serve(io.into_inner(), start, listener, origin, proxy, closed)).await,
+        Detected::Http2 => Box::pin(h2::serve(io.into_inner(), start, listener, origin, proxy)).await,
         Detected::Http1 | Detected::Unsure => h1::serve(io, start, listener, origin, proxy, timer, closed).await,
     }
 }

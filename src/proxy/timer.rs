@@ -1,5 +1,6 @@
 //! Timeouts without a timer per request: one per connection, set anew only when it fires or must fire earlier.
 
+use crate::error::{ProxyError, Reason};
 use std::{
     future::Future,
     pin::Pin,
@@ -62,14 +63,15 @@ impl IdleWatch {
         Self { period, seen: 0, quiet: 0 }
     }
 
-    /// Ready when `moved` has not changed for the period, give or take a quarter of it.
-    pub fn poll_idle(&mut self, moved: u64, timer: &mut Timer, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready with the error when `moved` has not changed for the period, give or take a quarter of it.
+    pub fn poll_idle(&mut self, moved: u64, timer: &mut Timer, cx: &mut Context<'_>) -> Poll<ProxyError> {
         loop {
             ready!(timer.poll_expired(cx));
             self.quiet = if moved == self.seen { self.quiet + 1 } else { 0 };
             self.seen = moved;
             if self.quiet >= Self::LOOKS {
-                return Poll::Ready(());
+                let detail = format!("nothing moved for {:?}", self.period);
+                return Poll::Ready(ProxyError::new(Reason::IdleTimeout, detail));
             }
             timer.set(Instant::now() + self.period / Self::LOOKS);
         }

@@ -34,7 +34,7 @@ pub async fn run(down: (Rc<Io>, BytesMut), upstream: Tunnel, idle: Duration, tim
         poll_fn(|cx| match copying.as_mut().poll(cx) {
             // However it ended, both sides are closed now.
             Poll::Ready(_) => Poll::Ready(()),
-            Poll::Pending => watch.poll_idle(sent.get() + received.get(), timer, cx),
+            Poll::Pending => watch.poll_idle(sent.get() + received.get(), timer, cx).map(drop),
         })
         .await;
     }

@@ -159,9 +159,6 @@ impl Server {
                     return Poll::Ready(Ok(Some(length)));
                 }
                 let idle = reader.buf.is_empty();
-                if idle && closing.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(Ok(None));
-                }
                 if timer.poll_expired(cx).is_ready() {
                     let late = HeadError {
                         reason: Reason::HeadTimeout,
@@ -170,6 +167,7 @@ impl Server {
                     return Poll::Ready(if idle { Ok(None) } else { Err(late) });
                 }
                 match reader.poll_fill(cx) {
+                    Poll::Pending if idle && closing.as_mut().poll(cx).is_ready() => return Poll::Ready(Ok(None)),
                     Poll::Pending => return Poll::Pending,
                     // What came of a head is of no use to anybody.
                     Poll::Ready(Err(_) | Ok(0)) => return Poll::Ready(Ok(None)),
@@ -260,10 +258,7 @@ impl Server {
             let idle = record.idle_timeout();
             let watch = watch.get_or_insert_with(|| IdleWatch::new(idle, timer));
             // The request may still be on its way, too.
-            watch.poll_idle(sending.bytes + reader.borrow().body_bytes, timer, cx).map(|()| {
-                let detail = format!("nothing moved for {idle:?}");
-                Err(ProxyError::new(Reason::IdleTimeout, detail))
-            })
+            watch.poll_idle(sending.bytes + reader.borrow().body_bytes, timer, cx).map(Err)
         })
         .await;
         record.bytes_out = sending.bytes;

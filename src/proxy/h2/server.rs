@@ -18,7 +18,6 @@ use crate::{
     },
 };
 use bytes::{Bytes, BytesMut};
-use futures_util::future::LocalBoxFuture;
 use h2::{
     RecvStream,
     server::{Connection, SendResponse},
@@ -52,14 +51,7 @@ struct Shared {
 }
 
 /// Serves a connection until it ends. `start`: what was already read from it.
-pub async fn serve(
-    stream: Stream,
-    start: BytesMut,
-    listener: Rc<Listener>,
-    origin: Rc<Origin>,
-    proxy: Rc<Proxy>,
-    closing: LocalBoxFuture<'static, ()>,
-) {
+pub async fn serve(stream: Stream, start: BytesMut, listener: Rc<Listener>, origin: Rc<Origin>, proxy: Rc<Proxy>) {
     let settings = listener.settings();
     let limits = &settings.limits;
     let mut builder = h2::server::Builder::new();
@@ -77,18 +69,15 @@ pub async fn serve(
         Err(_) => return listener.metrics.rejected.inc(Reason::HeadTimeout as usize),
     };
     let shared = Rc::new(Shared { listener, origin, proxy, streams: Cell::new(0), opened: Cell::new(0) });
-    if let Err(error) = accept(connection, &shared, closing).await {
+    if let Err(error) = accept(connection, &shared).await {
         tracing::debug!(peer = %shared.origin.peer, %error, "HTTP/2 connection failed");
     }
 }
 
 /// Accepts streams, each into its own task, until the connection has ended.
-async fn accept(
-    mut connection: Connection<H2Io, Bytes>,
-    shared: &Rc<Shared>,
-    mut closing: LocalBoxFuture<'static, ()>,
-) -> Result<(), h2::Error> {
-    let mut leaving = false;
+async fn accept(mut connection: Connection<H2Io, Bytes>, shared: &Rc<Shared>) -> Result<(), h2::Error> {
+    let mut closing = shared.listener.closed();
+    let (mut leaving, mut busy) = (false, 0);
     let mut timer = Timer::default();
     let mut watch = IdleWatch::new(shared.listener.settings().limits.idle_timeout, &mut timer);
     let pings = connection.ping_pong();
@@ -113,7 +102,8 @@ async fn accept(
         }
         if !leaving {
             // A stream in progress is not idleness, however quiet.
-            let moved = shared.opened.get() + shared.streams.get() as u64 * u64::from(fastrand::u32(..));
+            busy += u64::from(shared.streams.get() > 0);
+            let moved = shared.opened.get() + busy;
             leaving = closing.as_mut().poll(cx).is_ready() || watch.poll_idle(moved, &mut timer, cx).is_ready();
             if leaving {
                 connection.graceful_shutdown();
@@ -216,10 +206,7 @@ async fn write_response(
         }
         let watch = watch.get_or_insert_with(|| IdleWatch::new(idle, timer));
         // The request may still be on its way, too.
-        watch.poll_idle(pump.moved() + received.get(), timer, cx).map(|()| {
-            let detail = format!("nothing moved for {idle:?}");
-            Err(ProxyError::new(Reason::IdleTimeout, detail))
-        })
+        watch.poll_idle(pump.moved() + received.get(), timer, cx).map(Err)
     })
     .await;
     record.bytes_out = pump.bytes;
