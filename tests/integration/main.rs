@@ -19,19 +19,29 @@ mod leaving;
 mod memory;
 mod peer;
 mod pillion;
+#[cfg(feature = "real-servers")]
+mod programs;
 mod readme;
 #[cfg(feature = "real-servers")]
 mod real_churn;
 #[cfg(feature = "real-servers")]
 mod real_consul;
 #[cfg(feature = "real-servers")]
+mod real_curl;
+#[cfg(feature = "real-servers")]
 mod real_etcd;
 #[cfg(feature = "real-servers")]
 mod real_frameworks;
 #[cfg(feature = "real-servers")]
+mod real_grpc;
+#[cfg(feature = "real-servers")]
+mod real_load;
+#[cfg(feature = "real-servers")]
 mod real_outage;
 #[cfg(feature = "real-servers")]
 mod real_scale;
+#[cfg(feature = "real-servers")]
+mod real_websocket;
 #[cfg(feature = "real-servers")]
 mod relay;
 mod reload;
