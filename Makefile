@@ -18,7 +18,8 @@ BENCH_ARGS ?=
 test:
 	$(INSTALL) test
 	cargo test --locked
-	PILLION_TEST_BIN="$$($(INSTALL) bin)" cargo test --locked --features real-servers --test integration real_
+	cargo build --release --locked
+	PILLION_TEST_BIN="$$($(INSTALL) bin)" PILLION_RELEASE_BIN="$(CURDIR)/target/release/pillion" cargo test --locked --features real-servers --test integration real_
 
 check: fmt clippy deny
 
