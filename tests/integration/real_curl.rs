@@ -136,10 +136,8 @@ async fn a_gibibyte_down_to_a_slow_reader() {
 async fn many_transfers_in_one_run() {
     let upstream = Answering::ok().await;
     let pillion = Setup::users([upstream.address]).start().await;
-    // Not in parallel over HTTP/2: curl 7.88 fails then, with any server.
-    for (version, parallel) in [(VERSIONS[0], "--parallel"), (VERSIONS[1], "--no-parallel")] {
-        let got = curl(&pillion, version, "/[1-500]", &[parallel, "--fail"]).await;
-        assert!(got.ok, "{}", got.stderr);
-        assert_eq!(got.stdout, "ok".repeat(500), "{version}");
-    }
+    // Over HTTP/1.1 only: curl 7.88 fails with many transfers over HTTP/2. Those are h2load's (`real_load`).
+    let got = curl(&pillion, VERSIONS[0], "/[1-500]", &["--parallel", "--fail"]).await;
+    assert!(got.ok, "{}", got.stderr);
+    assert_eq!(got.stdout, "ok".repeat(500));
 }
