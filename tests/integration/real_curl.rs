@@ -89,7 +89,10 @@ async fn a_gibibyte_up() {
             let (mut taken, mut buf, mut tail) = (0, vec![0; 1 << 20], server.buf.split_off(0));
             while !tail.ends_with(b"\r\n0\r\n\r\n") {
                 let read = server.stream.read(&mut buf).await.unwrap();
-                assert!(read > 0, "it is cut off after {taken} bytes");
+                if read == 0 {
+                    let (log, metrics) = (pillion.log(), pillion.metrics().await);
+                    panic!("{version}: cut off after {taken} bytes\n{log}\n{metrics}");
+                }
                 taken += read;
                 tail.extend_from_slice(&buf[..read]);
                 tail.drain(..tail.len().saturating_sub(16));
@@ -136,8 +139,10 @@ async fn a_gibibyte_down_to_a_slow_reader() {
 async fn many_transfers_in_one_run() {
     let upstream = Answering::ok().await;
     let pillion = Setup::users([upstream.address]).start().await;
-    // Over HTTP/1.1 only: curl 7.88 fails with many transfers over HTTP/2. Those are h2load's (`real_load`).
-    let got = curl(&pillion, VERSIONS[0], "/[1-500]", &["--parallel", "--fail"]).await;
-    assert!(got.ok, "{}", got.stderr);
-    assert_eq!(got.stdout, "ok".repeat(500));
+    // Over HTTP/1.1 only: Debian's curl 7.88 fails when it uses an HTTP/2 connection a second time, with nginx, too.
+    for parallel in ["--parallel", "--no-parallel"] {
+        let got = curl(&pillion, VERSIONS[0], "/[1-500]", &[parallel, "--fail"]).await;
+        assert!(got.ok, "{}", got.stderr);
+        assert_eq!(got.stdout, "ok".repeat(500), "{parallel}");
+    }
 }
