@@ -178,7 +178,10 @@ fn request_id() -> HeaderValue {
         *digit = DIGITS[(random & 0xf) as usize];
         random >>= 4;
     }
-    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("0"))
+    let mut value = HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("0"));
+    // Not a secret: HPACK then leaves it out of its table, where it would push out what does come again.
+    value.set_sensitive(true);
+    value
 }
 
 /// When the caller wants its answer at the latest, by `grpc-timeout` or `x-request-timeout`. What is

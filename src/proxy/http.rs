@@ -3,7 +3,7 @@
 use super::{
     body::Body,
     connect::ConnectError,
-    h1, h2,
+    h1, h2, header_maps,
     headers::{self, Origin},
     listener::Listener,
     pool::{Lease, Pool},
@@ -93,7 +93,9 @@ async fn carry(
     let waiting = Waiting::new(&mut *down.timer, timeouts, record.started(), deadline);
     let (proxy, interim) = (down.proxy, down.interim);
     let mut journey = Journey { cluster: &cluster, snapshot: &snapshot, proxy, interim, is_grpc, parts, waiting };
-    let mut response = journey.try_endpoints(body, record).await?;
+    let response = journey.try_endpoints(body, record).await;
+    header_maps::give(journey.parts.headers);
+    let mut response = response?;
     headers::prepare_response(response.headers_mut());
     Ok(response)
 }

@@ -4,6 +4,7 @@ pub mod body;
 pub mod connect;
 pub mod h1;
 pub mod h2;
+pub mod header_maps;
 pub mod headers;
 pub mod http;
 pub mod listener;

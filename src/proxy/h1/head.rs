@@ -3,7 +3,7 @@
 //! What two parsers could read differently is refused (RFC 9112, sections 2.2, 5.1, 5.2, 6.3, 11.2): a bare LF, a folded
 //! line, a space before the colon, `Transfer-Encoding` together with `Content-Length`, two `Content-Length`s, two `Host`s.
 
-use crate::error::Reason;
+use crate::{error::Reason, proxy::header_maps};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
@@ -325,7 +325,7 @@ fn collect(head: &Bytes, fields: &[httparse::Header<'_>], keep_case: bool) -> Re
     // Room for what pillion adds, so that the map does not grow again.
     const ADDED: usize = 6;
     let mut all = Fields {
-        headers: HeaderMap::with_capacity(fields.len() + ADDED),
+        headers: header_maps::take(fields.len() + ADDED),
         names: keep_case.then(OriginalNames::default),
         hosts: 0,
         length: None,
@@ -349,6 +349,15 @@ fn collect(head: &Bytes, fields: &[httparse::Header<'_>], keep_case: bool) -> Re
             let chunked = all.transfer_encoding.is_none() && value.as_bytes().eq_ignore_ascii_case(b"chunked");
             all.transfer_encoding = Some(chunked);
         } else if name == CONNECTION {
+            // Alone, it has said here all it has to say, and would only have to be found and taken out again.
+            if value.as_bytes().eq_ignore_ascii_case(b"keep-alive") {
+                all.keep_alive = true;
+                continue;
+            }
+            if value.as_bytes().eq_ignore_ascii_case(b"close") {
+                all.close = true;
+                continue;
+            }
             for token in tokens(&value) {
                 all.close |= token.eq_ignore_ascii_case(b"close");
                 all.keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");

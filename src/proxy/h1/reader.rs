@@ -42,18 +42,24 @@ impl Reader {
     /// Reads more into the buffer. While there is nothing to read, an empty buffer takes no memory.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.buf.is_empty() {
-            if self.io.poll_readable(cx)?.is_pending() {
-                self.release();
-                return Poll::Pending;
-            }
             if self.buf.capacity() < MIN_ROOM {
                 self.release();
+                ready!(self.io.poll_readable(cx))?;
                 self.buf = buffers::take(self.room());
             }
         } else if self.buf.capacity() - self.buf.len() < MIN_ROOM {
             self.buf.reserve(self.room());
         }
-        self.io.poll_read(cx, &mut self.buf)
+        let read = self.io.poll_read(cx, &mut self.buf);
+        if read.is_pending() && self.buf.is_empty() {
+            self.release();
+        }
+        read
+    }
+
+    /// Ready when more has come. The buffer stays: while the message in it is in use, its memory is in use as well.
+    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io.poll_readable(cx)
     }
 
     /// Gives the buffer's memory back; what is in it is lost.

@@ -12,6 +12,7 @@ use crate::{
     net::io::Io,
     proxy::{
         body::Body,
+        header_maps,
         headers::Origin,
         http::{Downstream, Interim, Proxy, handle},
         listener::Listener,
@@ -159,14 +160,14 @@ impl Server {
                     return Poll::Ready(Ok(Some(length)));
                 }
                 let idle = reader.buf.is_empty();
-                if timer.poll_expired(cx).is_ready() {
-                    let late = HeadError {
-                        reason: Reason::HeadTimeout,
-                        detail: format!("no whole head within {:?}", limits.head_timeout).into(),
-                    };
-                    return Poll::Ready(if idle { Ok(None) } else { Err(late) });
-                }
                 match reader.poll_fill(cx) {
+                    Poll::Pending if timer.poll_expired(cx).is_ready() => {
+                        let late = HeadError {
+                            reason: Reason::HeadTimeout,
+                            detail: format!("no whole head within {:?}", limits.head_timeout).into(),
+                        };
+                        return Poll::Ready(if idle { Ok(None) } else { Err(late) });
+                    }
                     Poll::Pending if idle && closing.as_mut().poll(cx).is_ready() => return Poll::Ready(Ok(None)),
                     Poll::Pending => return Poll::Pending,
                     // What came of a head is of no use to anybody.
@@ -235,6 +236,7 @@ impl Server {
         let (reader, writer, timer) = (&self.reader, self.writer.get_mut(), &mut self.timer);
         writer.prepare();
         write_response(&mut writer.head, &parts, framing, connection);
+        header_maps::give(parts.headers);
         let mut sending = Sending::new(body, framing);
         let mut watch = None;
         let sent = poll_fn(|cx| {
@@ -334,6 +336,9 @@ impl Server {
 fn poll_gone(reader: &RefCell<Reader>, cx: &mut Context<'_>) -> Poll<()> {
     let mut reader = reader.borrow_mut();
     while reader.decoder.is_done() && reader.buf.len() < READ_AHEAD {
+        if reader.poll_readable(cx).is_pending() {
+            return Poll::Pending;
+        }
         match reader.poll_fill(cx) {
             Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
             Poll::Ready(Ok(_)) => {}
