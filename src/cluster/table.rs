@@ -73,8 +73,8 @@ pub struct Cluster {
     pub name: Arc<str>,
     pub metrics: Arc<ServiceMetrics>,
     snapshot: ArcSwap<Snapshot>,
-    /// Since when an answer has been waited for.
-    since: Instant,
+    /// Since when it is followed, and its first answer has been waited for.
+    pub since: Instant,
     /// Wakes requests that wait for the first answer.
     published: watch::Sender<u64>,
     /// Set by each request, taken by discovery now and then, to know which services are idle.

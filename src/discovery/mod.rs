@@ -38,6 +38,10 @@ pub use settings::SettingsError;
 /// request and one and a quarter.
 const IDLE_LOOKS: u32 = 4;
 
+/// A name that nobody knows is kept at least this long, so that asking for one made-up name after the other does not turn
+/// into as many questions to the registries: at most `max_services` in this time.
+const UNKNOWN_STAYS: Duration = Duration::from_secs(5);
+
 /// The registries by the names that the config gives them, in its order.
 pub type Registries = IndexMap<String, Arc<dyn Registry>>;
 
@@ -181,7 +185,7 @@ impl Discovery {
         }
         let on_demand = self.followers.values().filter(|follower| !follower.is_pinned()).count();
         let limit = self.config.discovery.max_services;
-        if on_demand >= limit {
+        if on_demand >= limit && !self.drop_unknown() {
             let detail = format!("{limit} services are followed on demand already (discovery.max_services)");
             return Err(ProxyError::new(Reason::TooManyServices, detail));
         }
@@ -189,6 +193,24 @@ impl Discovery {
             ProxyError::new(Reason::DiscoveryTimeout, format!("the settings of `{service}` cannot be used: {error}"))
         })?;
         Ok(self.start(service, settings, None))
+    }
+
+    /// Makes room by dropping a service that no registry knows, so that made-up names never keep real ones out. Returns
+    /// whether there was one.
+    fn drop_unknown(&mut self) -> bool {
+        let is_unknown = |f: &Follower| {
+            let cluster = f.cluster();
+            !f.is_pinned() && cluster.load().state == State::Unknown && cluster.since.elapsed() >= UNKNOWN_STAYS
+        };
+        let unknown = self.followers.iter().find(|(_, follower)| is_unknown(follower)).map(|(name, _)| name.clone());
+        unknown.inspect(|service| self.forget(service)).is_some()
+    }
+
+    fn forget(&mut self, service: &str) {
+        self.table.remove(service);
+        if let Some(follower) = self.followers.remove(service) {
+            follower.stop();
+        }
     }
 
     fn start(&mut self, service: &str, settings: SettingsFor, known: Option<Arc<Cluster>>) -> Arc<Cluster> {
@@ -249,10 +271,7 @@ impl Discovery {
             .collect();
         for service in idle {
             tracing::debug!(%service, "no longer followed: nobody asked for it");
-            self.table.remove(&service);
-            if let Some(follower) = self.followers.remove(&service) {
-                follower.stop();
-            }
+            self.forget(&service);
         }
     }
 }

@@ -102,6 +102,27 @@ async fn idle_services_go_in_time_however_many_orders_there_are() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn names_that_nobody_knows_make_room_for_others() {
+    let mut setup = start(|config| config.discovery.max_services = 2);
+    setup.handle.follow("real").await.unwrap();
+    setup.sinks.recv().await.unwrap().set(vec![instance(1)]);
+    for name in ["made-up", "invented", "typo"] {
+        setup.handle.follow(name).await.unwrap();
+        setup.sinks.recv().await.unwrap().set(Vec::new());
+        settle().await;
+        assert_eq!(setup.handle.table().get(name).unwrap().load().state, State::Unknown);
+        assert_eq!(setup.handle.follow("too soon").await.unwrap_err().reason, Reason::TooManyServices);
+        sleep(UNKNOWN_STAYS).await;
+    }
+    assert!(setup.handle.table().get("real").is_some());
+    setup.handle.follow("other").await.unwrap();
+    setup.sinks.recv().await.unwrap().set(vec![instance(2)]);
+    settle().await;
+    // Both places are taken by services that exist.
+    assert_eq!(setup.handle.follow("one more").await.unwrap_err().reason, Reason::TooManyServices);
+}
+
+#[tokio::test(start_paused = true)]
 async fn services_that_are_asked_for_or_named_stay() {
     let setup = start(|config| {
         config.discovery.idle = Duration::from_secs(60);

@@ -83,10 +83,10 @@ async fn carry(
     let cluster = find_cluster(&request, down).await?;
     cluster.mark_used();
     record.routed(cluster.clone());
-    let snapshot = ready_snapshot(&cluster, down.proxy.discovery.first_answer()).await?;
+    let found = headers::Found::new(request.headers());
+    let deadline = headers::deadline(request.headers(), &found, record.started())?;
+    let snapshot = ready_snapshot(&cluster, down.proxy.discovery.first_answer(), deadline).await?;
     let (mut parts, body) = request.into_parts();
-    let found = headers::Found::new(&parts.headers);
-    let deadline = headers::deadline(&parts.headers, &found, record.started())?;
     headers::prepare_request(&mut parts, &found, down.origin);
     record.prepared(&parts);
     let timeouts = &snapshot.settings.service.timeouts;
@@ -112,10 +112,21 @@ async fn find_cluster(request: &Request<Body>, down: &Downstream<'_>) -> Result<
 }
 
 /// The service's endpoints; on the first request for it, once its registry has answered.
-async fn ready_snapshot(cluster: &Cluster, first_answer: Duration) -> Result<Arc<Snapshot>, ProxyError> {
+async fn ready_snapshot(
+    cluster: &Cluster,
+    first_answer: Duration,
+    deadline: Option<Instant>,
+) -> Result<Arc<Snapshot>, ProxyError> {
     let mut snapshot = cluster.load();
     if snapshot.state == State::Pending {
-        snapshot = Box::pin(cluster.first_answer(first_answer)).await;
+        snapshot = Box::pin(async {
+            let answered = cluster.first_answer(first_answer);
+            match deadline {
+                None => Ok(answered.await),
+                Some(deadline) => tokio::time::timeout_at(deadline, answered).await.map_err(|_| past_deadline()),
+            }
+        })
+        .await?;
     }
     match snapshot.state {
         State::Known => Ok(arc_swap::Guard::into_inner(snapshot)),

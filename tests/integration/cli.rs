@@ -1,9 +1,14 @@
 //! The program's commands: what they print, and how they exit.
 
 use crate::e2e::{ANY, Pillion, Upstream, get, output, pillion, until_answer};
-use std::{fs, path::Path, process::Output};
+use std::{fs, path::Path, process::Output, time::Duration};
 use tempfile::TempDir;
-use tokio::process::Command;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    process::Command,
+    time::Instant,
+};
 
 const DONE: i32 = 0;
 const FAILED: i32 = 1;
@@ -190,6 +195,14 @@ async fn a_file_registry_that_is_not_there_yet_is_waited_for() {
     let (folder, users) = (TempDir::new().unwrap(), Upstream::start("u1").await);
     let path = folder.path().join("instances.yaml");
     let pillion = Pillion::with_registry(&format!("file:{}", path.display())).await;
+    // A caller with less patience than `discovery.first_answer` is told in its own time.
+    let mut impatient = TcpStream::connect(pillion.egress()).await.unwrap();
+    let request = "GET / HTTP/1.1\r\nhost: others\r\nx-request-timeout: 50ms\r\nconnection: close\r\n\r\n";
+    impatient.write_all(request.as_bytes()).await.unwrap();
+    let (asked, mut answer) = (Instant::now(), String::new());
+    impatient.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 504") && answer.contains("request_timeout"), "{answer}");
+    assert!(asked.elapsed() < Duration::from_millis(1500), "{:?}", asked.elapsed());
     let (status, body) = get(pillion.egress(), "users").await.unwrap();
     assert!(status == 503 && body.contains("discovery_timeout"), "{status} {body}");
     write(&folder, "instances.yaml", &format!("services: {{ users: [\"{}\"] }}", users.address));
