@@ -18,8 +18,14 @@ impl Backoff {
 
     /// How long to wait before the next attempt.
     pub fn next_wait(&mut self) -> Duration {
-        let ceiling = self.base.saturating_mul(1u32.checked_shl(self.attempt).unwrap_or(u32::MAX)).min(self.limit);
+        let wait = Self::nth_wait(self.base, self.limit, self.attempt);
         self.attempt = self.attempt.saturating_add(1);
+        wait
+    }
+
+    /// How long to wait after `attempt` earlier waits.
+    pub fn nth_wait(base: Duration, limit: Duration, attempt: u32) -> Duration {
+        let ceiling = base.saturating_mul(1u32.checked_shl(attempt).unwrap_or(u32::MAX)).min(limit);
         ceiling.mul_f64(fastrand::f64())
     }
 

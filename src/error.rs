@@ -56,6 +56,10 @@ pub enum Reason {
     /// The upstream's connection ended in the middle of its response.
     UpstreamTruncated,
     RequestTimeout,
+    /// One try took longer than `retry.per_try_timeout`.
+    TryTimeout,
+    /// The upstream answered 502, 503, 504 or gRPC UNAVAILABLE. Never an error of our own: a reason for another try.
+    UpstreamUnavailable,
     /// No byte moved for `timeouts.idle`.
     IdleTimeout,
     /// pillion is stopping.
@@ -64,7 +68,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::BadRequest,
         Self::AmbiguousRequest,
         Self::HeadTooLarge,
@@ -82,6 +86,8 @@ impl Reason {
         Self::UpstreamRefused,
         Self::UpstreamTruncated,
         Self::RequestTimeout,
+        Self::TryTimeout,
+        Self::UpstreamUnavailable,
         Self::IdleTimeout,
         Self::ShuttingDown,
     ];
@@ -105,6 +111,8 @@ impl Reason {
             Self::UpstreamRefused => "upstream_refused",
             Self::UpstreamTruncated => "upstream_truncated",
             Self::RequestTimeout => "request_timeout",
+            Self::TryTimeout => "try_timeout",
+            Self::UpstreamUnavailable => "upstream_unavailable",
             Self::IdleTimeout => "idle_timeout",
             Self::ShuttingDown => "shutting_down",
         }
@@ -127,6 +135,8 @@ impl Reason {
             | Self::UpstreamRefused
             | Self::UpstreamTruncated
             | Self::RequestTimeout
+            | Self::TryTimeout
+            | Self::UpstreamUnavailable
             | Self::IdleTimeout => Fault::Upstream,
             Self::DiscoveryTimeout | Self::TooManyServices | Self::ShuttingDown => Fault::Internal,
         }
@@ -135,7 +145,7 @@ impl Reason {
     pub const fn retry(self) -> Retry {
         match self {
             Self::ConnectFailed | Self::ConnectTimeout | Self::UpstreamRefused => Retry::Always,
-            Self::UpstreamClosed => Retry::IfIdempotent,
+            Self::UpstreamClosed | Self::TryTimeout | Self::UpstreamUnavailable => Retry::IfIdempotent,
             _ => Retry::Never,
         }
     }
@@ -153,15 +163,19 @@ impl Reason {
                 Err(_) => StatusCode::BAD_REQUEST,
             },
             Self::UnknownService => StatusCode::NOT_FOUND,
-            Self::NoEndpoints | Self::DiscoveryTimeout | Self::TooManyServices | Self::ShuttingDown => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::NoEndpoints
+            | Self::UpstreamUnavailable
+            | Self::DiscoveryTimeout
+            | Self::TooManyServices
+            | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             Self::ConnectFailed
             | Self::UpstreamClosed
             | Self::UpstreamProtocol
             | Self::UpstreamRefused
             | Self::UpstreamTruncated => StatusCode::BAD_GATEWAY,
-            Self::ConnectTimeout | Self::RequestTimeout | Self::IdleTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::ConnectTimeout | Self::RequestTimeout | Self::TryTimeout | Self::IdleTimeout => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
         }
     }
 
@@ -170,7 +184,7 @@ impl Reason {
     pub const fn grpc_status(self) -> u8 {
         match self {
             Self::BadRequest | Self::AmbiguousRequest | Self::HeadTooLarge => 13, // INTERNAL, as gRPC maps HTTP 400
-            Self::HeadTimeout | Self::RequestTimeout => 4,                        // DEADLINE_EXCEEDED
+            Self::HeadTimeout | Self::RequestTimeout | Self::TryTimeout => 4,     // DEADLINE_EXCEEDED
             Self::DownstreamClosed => 1,                                          // CANCELLED
             Self::UnknownService | Self::Unsupported => 12, // UNIMPLEMENTED, as gRPC maps HTTP 404
             Self::UpstreamProtocol => 13,

@@ -1,6 +1,7 @@
 //! One set of endpoints with one balancer per service, and the table of all of them.
 
 pub mod balance;
+pub mod budget;
 pub mod endpoint;
 pub mod table;
 

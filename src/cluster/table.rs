@@ -4,6 +4,7 @@
 
 use super::{
     balance::Selector,
+    budget::Budget,
     endpoint::{Endpoint, Live},
 };
 use crate::{
@@ -75,6 +76,7 @@ pub struct Cluster {
     snapshot: ArcSwap<Snapshot>,
     /// Since when it is followed, and its first answer has been waited for.
     pub since: Instant,
+    pub retries: Arc<Budget>,
     /// Wakes requests that wait for the first answer.
     published: watch::Sender<u64>,
     /// Set by each request, taken by discovery now and then, to know which services are idle.
@@ -128,6 +130,7 @@ impl Cluster {
             name: name.into(),
             metrics,
             snapshot: ArcSwap::from_pointee(snapshot),
+            retries: Arc::default(),
             since: Instant::now(),
             published: watch::Sender::new(0),
             used: AtomicBool::new(true),

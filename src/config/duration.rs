@@ -53,6 +53,24 @@ pub mod human {
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
         parse(&String::deserialize(from)?).map_err(D::Error::custom)
     }
+
+    /// For an `Option<Duration>`.
+    pub mod optional {
+        use serde::{Deserialize, Deserializer, Serializer, de::Error};
+        use std::time::Duration;
+
+        pub fn serialize<S: Serializer>(duration: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
+            match duration {
+                Some(duration) => super::serialize(duration, to),
+                None => to.serialize_none(),
+            }
+        }
+
+        pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+            let text = Option::<String>::deserialize(from)?;
+            text.map(|text| super::parse(&text).map_err(D::Error::custom)).transpose()
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! What the types alone cannot hold: names that must exist, addresses that must differ, ranges, files.
 
 use super::{
-    AccessLog, Config, ConsulRegistry, Discovery, EtcdRegistry, Listener, Log, Pool, Registry, Service, Timeouts, Tls,
+    AccessLog, Config, ConsulRegistry, Discovery, EtcdRegistry, Listener, Log, Pool, Registry, Retry, RetryBackoff,
+    Service, Timeouts, Tls,
     error::{Faults, Path, Place, Step, did_you_mean, one_of, shorten},
     human, log_filter,
     tree::{Fate, Node},
@@ -347,11 +348,27 @@ impl<'t> Check<'_, 't> {
         for (key, timeout) in [("connect", connect), ("request", request), ("idle", idle)] {
             self.positive(&at.key(key), timeout);
         }
+        self.retry(&spot.key("retry"), &service.retry);
         let at = spot.key("pool");
         let Pool { max_idle, idle_timeout, max_age } = service.pool;
         self.range(&at.key("max_idle"), max_idle, 0, 65_536);
         self.positive(&at.key("idle_timeout"), idle_timeout);
         self.positive(&at.key("max_age"), max_age);
+    }
+
+    fn retry(&mut self, spot: &Spot<'t>, retry: &Retry) {
+        self.range(&spot.key("attempts"), retry.attempts, 0, 10);
+        if let Some(timeout) = retry.per_try_timeout {
+            self.positive(&spot.key("per_try_timeout"), timeout);
+        }
+        let at = spot.key("backoff");
+        let RetryBackoff { base, max } = retry.backoff;
+        self.positive(&at.key("base"), base);
+        self.at_least(&at.key("max"), max, base);
+        self.range(&spot.key("buffer"), retry.buffer, 0, 1024 * 1024);
+        let at = spot.key("budget");
+        self.range(&at.key("percent"), retry.budget.percent, 0, 100);
+        self.range(&at.key("per_second"), retry.budget.per_second, 0, 100_000);
     }
 
     fn access_log(&mut self, spot: &Spot<'t>, log: &AccessLog) {

@@ -103,23 +103,25 @@ impl http_body::Body for Body {
 }
 
 /// What was taken of a body so far, in case it has to be sent again. The pieces are shared, not copied.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Replay {
     pieces: VecDeque<Bytes>,
-    bytes: usize,
+    /// How many more bytes are kept.
+    left: usize,
 }
 
 impl Replay {
-    /// A larger body is not kept. (The same as Envoy's and Linkerd's default for retries.)
-    const LIMIT: usize = 64 * 1024;
+    /// A body of more than `limit` bytes is not kept.
+    pub fn new(limit: usize) -> Self {
+        Self { pieces: VecDeque::new(), left: limit }
+    }
 
     /// Keeps one more piece; false when that is too much, and the body cannot be sent again.
     pub fn keep(&mut self, piece: &Bytes) -> bool {
-        self.bytes += piece.len();
-        if self.bytes <= Self::LIMIT {
-            self.pieces.push_back(piece.clone());
-        }
-        self.bytes <= Self::LIMIT
+        let Some(left) = self.left.checked_sub(piece.len()) else { return false };
+        self.left = left;
+        self.pieces.push_back(piece.clone());
+        true
     }
 
     pub fn into_body(self, rest: Body) -> Body {

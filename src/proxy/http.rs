@@ -8,19 +8,22 @@ use super::{
     listener::Listener,
     pool::{Lease, Pool},
     record::Record,
-    respond,
+    respond, retry,
+    retry::Verdict,
     timer::Timer,
+    waiting::{Waiting, past_deadline},
 };
 use crate::{
-    cluster::{Cluster, Endpoint, Snapshot, endpoint::InFlight, table::State},
-    config::Timeouts,
+    backoff::Backoff,
+    cluster::{Cluster, Endpoint, Snapshot, budget::Grant, endpoint::InFlight, table::State},
     discovery,
-    error::{ProxyError, Reason, Retry},
+    error::{ProxyError, Reason},
     registry::Protocol,
     route,
     telemetry::Telemetry,
 };
-use http::{Method, Request, Response, request};
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, request};
 use std::{
     rc::Rc,
     sync::Arc,
@@ -51,8 +54,11 @@ pub trait Interim {
     fn send(&self, response: Response<()>);
 }
 
-/// A request is tried at most this often. (Retries beyond dead connections come with their policy.)
-const MAX_TRIES: u32 = 3;
+/// A pooled connection that turns out to be dead is replaced by a fresh one at most this often per request. It is no retry:
+/// the endpoint has seen nothing of the request, or may see it twice.
+const MAX_FRESH: u32 = 2;
+/// What is read of a response that is given up for another try, so that its connection can be used again.
+const MAX_DISCARDED: usize = 64 * 1024;
 
 /// Carries a request and gives its response, which is pillion's own if something went wrong, and the record of it, which
 /// the codec ends when the body has been written.
@@ -89,8 +95,8 @@ async fn carry(
     let (mut parts, body) = request.into_parts();
     headers::prepare_request(&mut parts, &found, down.origin);
     record.prepared(&parts);
-    let timeouts = &snapshot.settings.service.timeouts;
-    let waiting = Waiting::new(&mut *down.timer, timeouts, record.started(), deadline);
+    let service = &snapshot.settings.service;
+    let waiting = Waiting::new(&mut *down.timer, service, record.started(), deadline);
     let (proxy, interim) = (down.proxy, down.interim);
     let mut journey = Journey { cluster: &cluster, snapshot: &snapshot, proxy, interim, is_grpc, parts, waiting };
     let response = journey.try_endpoints(body, record).await;
@@ -153,43 +159,122 @@ struct Journey<'j> {
 }
 
 impl Journey<'_> {
-    /// Sends the request to one endpoint after another until a response begins, or another try cannot help.
+    /// Sends the request to one endpoint after another until there is a response for the caller, or another try cannot
+    /// help or is not allowed.
     async fn try_endpoints(&mut self, mut body: Body, record: &mut Record) -> Result<Response<Body>, ProxyError> {
         let mut tried: Vec<Arc<Endpoint>> = Vec::new();
         let mut endpoint = self.pick(&tried, record.started()).ok_or_else(|| no_endpoints(self.snapshot))?;
-        let mut fresh = false;
+        let (mut fresh, mut retries) = (0, 0);
+        // Held while a retry waits and until it has ended.
+        let mut grant = None;
         loop {
             record.attempt(InFlight::start(endpoint.clone()));
             let started = if record.attempts() == 1 { record.started() } else { Instant::now() };
-            let failure = match self.send_to(&endpoint, body, fresh).await {
-                Ok(response) => {
-                    let now = Instant::now();
-                    endpoint.live.observe(now - started, now);
-                    return Ok(response);
-                }
-                Err(failure) => failure,
+            let sent = self.send_to(&endpoint, body, fresh > 0).await;
+            let failed = match self.classify(sent, &endpoint, started) {
+                Ok(response) => return Ok(response),
+                Err(failed) => failed,
             };
-            let may_retry = record.attempts() < MAX_TRIES && failure.may_retry(&self.parts.method);
-            // A pooled connection that died says nothing about its endpoint, which gets one more chance on a fresh one.
-            fresh = failure.reused;
-            let next = if fresh {
-                Some(endpoint.clone())
-            } else {
-                endpoint.live.failed();
-                tried.push(endpoint.clone());
-                // One that refused a stream may take the next, if there is no other.
-                let again = (failure.error.reason == Reason::UpstreamRefused).then_some(endpoint);
-                self.pick(&tried, Instant::now()).or(again)
-            };
-            match (failure.body, next) {
-                (Some(rest), Some(next)) if may_retry => {
-                    tracing::debug!(next = %next.instance.address, error = %failure.error, "trying again");
-                    record.retried(failure.error.reason);
-                    (body, endpoint) = (rest, next);
+            drop(grant.take());
+            if failed.stale
+                && fresh < MAX_FRESH
+                && let Some(again) = failed.again
+            {
+                fresh += 1;
+                record.retried(failed.reason);
+                body = again;
+                continue;
+            }
+            tried.push(endpoint.clone());
+            let next = Box::pin(self.next_try(&failed, &tried, retries, &mut grant)).await;
+            let (Some(next), Some(again)) = (next, failed.again) else {
+                // (A response is counted with its record.)
+                if failed.outcome.is_err() {
+                    endpoint.live.failed();
                 }
-                _ => return Err(failure.error),
+                return failed.outcome;
+            };
+            endpoint.live.failed();
+            if let Ok(response) = failed.outcome {
+                discard(response);
+            }
+            record.retried(failed.reason);
+            (body, endpoint, retries) = (again, next, retries + 1);
+            self.parts.headers.insert(retry::X_PILLION_ATTEMPT, HeaderValue::from(retries + 1));
+        }
+    }
+
+    /// What came of a try: a response for the caller, or a failure.
+    fn classify(
+        &self,
+        sent: Result<Sent, SendFailure>,
+        endpoint: &Endpoint,
+        started: Instant,
+    ) -> Result<Response<Body>, Box<Failed>> {
+        let (method, retry) = (&self.parts.method, &self.snapshot.settings.service.retry);
+        match sent {
+            Ok(Sent { response, again }) => {
+                let now = Instant::now();
+                endpoint.live.observe(now - started, now);
+                match retry::judge(&response, self.is_grpc, method, retry) {
+                    Verdict::Final => Ok(response),
+                    Verdict::Again(after) => Err(Box::new(Failed {
+                        outcome: Ok(response),
+                        reason: Reason::UpstreamUnavailable,
+                        again,
+                        after,
+                        possible: true,
+                        stale: false,
+                    })),
+                }
+            }
+            Err(failure) => {
+                let safe = retry::is_safe(&failure, method);
+                Err(Box::new(Failed {
+                    reason: failure.error.reason,
+                    possible: safe && retry::is_wanted(failure.error.reason, retry),
+                    stale: safe && failure.reused,
+                    again: failure.body,
+                    after: None,
+                    outcome: Err(failure.error),
+                }))
             }
         }
+    }
+
+    /// The endpoint for another try, once the time for it has come. `None`: there is to be none.
+    async fn next_try(
+        &self,
+        failed: &Failed,
+        tried: &[Arc<Endpoint>],
+        retries: u32,
+        grant: &mut Option<Grant>,
+    ) -> Option<Arc<Endpoint>> {
+        let retry = &self.snapshot.settings.service.retry;
+        if !failed.possible || failed.again.is_none() || retries >= retry.attempts {
+            return None;
+        }
+        // One that refused a stream may take the next, if there is no other.
+        let refused = failed.reason == Reason::UpstreamRefused;
+        let again = || tried.last().filter(|_| refused).cloned();
+        let next = self.pick(tried, Instant::now()).or_else(again)?;
+        // Where nobody was reached, nobody has to be spared.
+        if matches!(failed.reason, Reason::ConnectFailed | Reason::ConnectTimeout) {
+            return Some(next);
+        }
+        let (share, floor) = (f64::from(retry.budget.percent) / 100.0, f64::from(retry.budget.per_second));
+        let in_flight = self.cluster.metrics.in_flight.get();
+        *grant = self.cluster.retries.take(share, floor, in_flight, Instant::now());
+        if grant.is_none() {
+            self.cluster.metrics.retries_denied.inc();
+            return None;
+        }
+        let wait = failed.after.unwrap_or_else(|| Backoff::nth_wait(retry.backoff.base, retry.backoff.max, retries));
+        if !self.waiting.allows(wait) {
+            return None;
+        }
+        tokio::time::sleep(wait).await;
+        Some(next)
     }
 
     /// An endpoint that was not tried yet.
@@ -200,12 +285,7 @@ impl Journey<'_> {
     }
 
     /// One try: a connection to the endpoint, and the exchange on it.
-    async fn send_to(
-        &mut self,
-        endpoint: &Arc<Endpoint>,
-        body: Body,
-        fresh: bool,
-    ) -> Result<Response<Body>, SendFailure> {
+    async fn send_to(&mut self, endpoint: &Arc<Endpoint>, body: Body, fresh: bool) -> Result<Sent, SendFailure> {
         let wanted = self.upstream_protocol(endpoint);
         let checkout = self.proxy.pool.checkout(self.cluster, endpoint, &self.snapshot.settings, wanted, fresh);
         let lease = match self.waiting.in_time(checkout).await {
@@ -214,13 +294,15 @@ impl Journey<'_> {
             Err(error) => return Err(SendFailure::before(error, body)),
         };
         self.waiting.shorten(&mut self.parts.headers);
+        self.waiting.begin_try();
+        let keep = self.snapshot.settings.service.retry.buffer;
         match lease {
             Lease::H1(lease) => {
                 let reused = lease.is_reused();
-                let sent = h1::send(lease, &self.parts, body, &mut self.waiting, self.interim).await;
+                let sent = h1::send(lease, &self.parts, body, keep, &mut self.waiting, self.interim).await;
                 sent.map_err(|failure| SendFailure { reused, ..failure })
             }
-            Lease::H2(lease) => h2::send(lease, &self.parts, body, &mut self.waiting, self.interim).await,
+            Lease::H2(lease) => h2::send(lease, &self.parts, body, keep, &mut self.waiting, self.interim).await,
         }
     }
 
@@ -249,12 +331,43 @@ fn no_endpoints(snapshot: &Snapshot) -> ProxyError {
     ProxyError { reason: Reason::NoEndpoints, detail }
 }
 
-fn past_deadline() -> ProxyError {
-    ProxyError::new(Reason::RequestTimeout, "the caller's deadline is past")
-}
-
 fn connect_error(endpoint: &Endpoint, error: &ConnectError) -> ProxyError {
     ProxyError::new(error.reason(), format!("{}: {error}", endpoint.instance.address))
+}
+
+/// Reads what is at hand of a response that nobody gets. Its connection is then free for others, or closed.
+fn discard(response: Response<Body>) {
+    let mut body = response.into_body();
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    let mut read = 0;
+    while let Poll::Ready(Some(Ok(frame))) = body.poll_next(&mut cx)
+        && read < MAX_DISCARDED
+    {
+        read += frame.data_ref().map_or(0, Bytes::len);
+    }
+}
+
+/// A try that may be followed by another.
+struct Failed {
+    /// What the caller gets if it is not.
+    outcome: Result<Response<Body>, ProxyError>,
+    reason: Reason,
+    /// The request's body from its start, if it is still at hand.
+    again: Option<Body>,
+    /// Not before this time is over, the upstream said.
+    after: Option<Duration>,
+    /// Whether another try is safe, and wanted by the config.
+    possible: bool,
+    /// Whether a pooled connection was found dead, which says nothing about its endpoint.
+    stale: bool,
+}
+
+/// A try that gave a response.
+#[derive(Debug)]
+pub struct Sent {
+    pub response: Response<Body>,
+    /// The request's body from its start, if all of it was sent and kept.
+    pub again: Option<Body>,
 }
 
 /// A try that gave no response.
@@ -273,112 +386,5 @@ impl SendFailure {
     /// One that failed before the body was touched.
     pub fn before(error: ProxyError, body: Body) -> Self {
         Self { error, wrote: false, reused: false, body: Some(body) }
-    }
-
-    fn may_retry(&self, method: &http::Method) -> bool {
-        match self.error.reason.retry() {
-            Retry::Never => false,
-            Retry::Always => true,
-            Retry::IfIdempotent => !self.wrote || method.is_idempotent(),
-        }
-    }
-}
-
-/// How long one request may take, over all its tries.
-pub struct Waiting<'t> {
-    timer: &'t mut Timer,
-    /// From the end of the request to the start of the response.
-    request: Duration,
-    /// Without a byte of the request, while it is sent.
-    idle: Duration,
-    /// What the caller asked for.
-    deadline: Option<Instant>,
-    /// When it is over, as known so far.
-    until: Option<Instant>,
-    /// When the request came; until the first wait this is as good as now.
-    begun: Option<Instant>,
-    sent: bool,
-    seen: u64,
-    quiet: u32,
-}
-
-impl<'t> Waiting<'t> {
-    /// The idle time is looked at this often per period, so that bytes that move cost nothing.
-    const LOOKS: u32 = 4;
-
-    pub fn new(timer: &'t mut Timer, timeouts: &Timeouts, begun: Instant, deadline: Option<Instant>) -> Self {
-        timer.clear();
-        Self {
-            timer,
-            request: timeouts.request,
-            idle: timeouts.idle,
-            deadline,
-            until: deadline,
-            begun: Some(begun),
-            sent: false,
-            seen: 0,
-            quiet: 0,
-        }
-    }
-
-    /// The whole request has left; from now on the response is waited for.
-    pub fn request_sent(&mut self) {
-        if !self.sent {
-            self.sent = true;
-            let until = self.begun.unwrap_or_else(Instant::now) + self.request;
-            let until = self.deadline.map_or(until, |deadline| deadline.min(until));
-            self.until = Some(until);
-            self.timer.set(until);
-        }
-    }
-
-    /// Ready with the error when time is up. `moved` counts what has been sent.
-    pub fn poll_expired(&mut self, moved: u64, cx: &mut Context<'_>) -> Poll<ProxyError> {
-        self.begun = None;
-        if !self.sent && self.quiet == 0 && self.seen == 0 {
-            self.next_look();
-        }
-        while self.timer.poll_expired(cx).is_ready() {
-            let now = Instant::now();
-            if self.until.is_some_and(|until| now >= until) {
-                if self.until == self.deadline {
-                    return Poll::Ready(past_deadline());
-                }
-                let detail = format!("no response in {:?}", self.request);
-                return Poll::Ready(ProxyError::new(Reason::RequestTimeout, detail));
-            }
-            if self.sent {
-                return Poll::Pending;
-            }
-            self.quiet = if moved == self.seen { self.quiet + 1 } else { 1 };
-            self.seen = moved;
-            if self.quiet > Self::LOOKS {
-                let detail = format!("nothing of the request moved for {:?}", self.idle);
-                return Poll::Ready(ProxyError::new(Reason::IdleTimeout, detail));
-            }
-            self.next_look();
-        }
-        Poll::Pending
-    }
-
-    fn next_look(&mut self) {
-        self.quiet = self.quiet.max(1);
-        let look = Instant::now() + self.idle / Self::LOOKS;
-        self.timer.set(self.until.map_or(look, |until| until.min(look)));
-    }
-
-    /// What comes of `future`, unless the caller's deadline comes first.
-    async fn in_time<F: Future>(&self, future: F) -> Result<F::Output, ProxyError> {
-        match self.deadline {
-            None => Ok(future.await),
-            Some(deadline) => tokio::time::timeout_at(deadline, future).await.map_err(|_| past_deadline()),
-        }
-    }
-
-    /// Passes the caller's deadline on, reduced by what has passed.
-    fn shorten(&self, headers: &mut http::HeaderMap) {
-        if let Some(deadline) = self.deadline {
-            headers::put_deadline(headers, deadline);
-        }
     }
 }

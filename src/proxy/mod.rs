@@ -11,5 +11,7 @@ pub mod listener;
 pub mod pool;
 pub mod record;
 pub mod respond;
+pub mod retry;
 pub mod timer;
 pub mod tunnel;
+pub mod waiting;

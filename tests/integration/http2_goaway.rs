@@ -145,6 +145,8 @@ async fn a_connection_that_dies_takes_posts_along_and_gets_are_sent_again() {
         fresh.respond(again, b"got").await;
         assert_eq!(getting.response().await.text(), "got");
         drop(fresh);
+        // Or the next order would be lost with it.
+        pillion.until_metric("pillion_pool_connections", &["state=\"active\""], 0.0).await;
     }
 }
 

@@ -45,6 +45,7 @@ mod real_websocket;
 #[cfg(feature = "real-servers")]
 mod relay;
 mod reload;
+mod retries;
 mod routing;
 #[cfg(feature = "real-servers")]
 mod servers;

@@ -1,6 +1,6 @@
 //! How requests for a service are carried.
 
-use super::{super::human, Tls};
+use super::{super::human, Retry, Tls};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -24,6 +24,7 @@ pub struct Service {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
     pub timeouts: Timeouts,
+    pub retry: Retry,
     pub pool: Pool,
 }
 

@@ -11,8 +11,9 @@ use crate::{
     net::io::Io,
     proxy::{
         body::Body,
-        http::{Interim, SendFailure, Waiting},
+        http::{Interim, SendFailure, Sent},
         pool::H1Lease,
+        waiting::Waiting,
     },
 };
 use bytes::{Bytes, BytesMut};
@@ -28,14 +29,15 @@ use std::{
 const LIMITS: HeadLimits = HeadLimits { bytes: 256 * 1024, lines: 400 };
 
 /// Sends a request and waits for the head of its response. Informational responses go to `interim`; the response to an
-/// accepted upgrade carries the rest of the connection as [`Body::Tunnel`].
+/// accepted upgrade carries the rest of the connection as [`Body::Tunnel`]. A body of at most `keep` bytes is kept until then.
 pub async fn send(
     lease: H1Lease,
     parts: &request::Parts,
     body: Body,
+    keep: usize,
     waiting: &mut Waiting<'_>,
     interim: &dyn Interim,
-) -> Result<Response<Body>, SendFailure> {
+) -> Result<Sent, SendFailure> {
     let framing = match body.length() {
         Some(0) => Framing::None,
         Some(length) => Framing::Length(length),
@@ -47,7 +49,7 @@ pub async fn send(
     let mut exchange = Exchange {
         reader: Reader::new(io, BytesMut::new(), Side::Upstream),
         writer,
-        sending: Some(Sending::replayable(body, framing)),
+        sending: Some(Sending::replayable(body, framing, keep)),
         reusable: true,
         lease: Some(lease),
     };
@@ -167,12 +169,18 @@ impl Exchange {
         self.sending.as_ref().is_none_or(Sending::is_finished) && self.writer.is_empty()
     }
 
-    fn into_response(mut self, parts: response::Parts, framing: Framing) -> Response<Body> {
-        if self.is_sent() {
-            self.sending = None;
-        } else if let Some(sending) = &mut self.sending {
-            sending.forget();
-        }
+    fn into_response(mut self, parts: response::Parts, framing: Framing) -> Sent {
+        let again = if self.is_sent() {
+            self.sending.take().and_then(Sending::into_replay)
+        } else {
+            // Its rest goes on beside the response, which is therefore final.
+            self.sending.iter_mut().for_each(Sending::forget);
+            None
+        };
+        Sent { response: self.with_body(parts, framing), again }
+    }
+
+    fn with_body(mut self, parts: response::Parts, framing: Framing) -> Response<Body> {
         if parts.status == StatusCode::SWITCHING_PROTOCOLS {
             let read = std::mem::take(&mut self.reader.buf);
             let tunnel = Tunnel { lease: self.lease, io: self.reader.io.clone(), read };

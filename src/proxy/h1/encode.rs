@@ -141,9 +141,9 @@ impl Sending {
         Self { body, framing, finished: framing == Framing::None, bytes: 0, trailers: None, replay: None }
     }
 
-    /// One whose body can be sent a second time, as long as it is small.
-    pub fn replayable(body: Body, framing: Framing) -> Self {
-        Self { replay: Some(Replay::default()), ..Self::new(body, framing) }
+    /// One whose body can be sent a second time, if it has at most `limit` bytes.
+    pub fn replayable(body: Body, framing: Framing, limit: usize) -> Self {
+        Self { replay: Some(Replay::new(limit)), ..Self::new(body, framing) }
     }
 
     /// Whether the whole body was handed to the writer.

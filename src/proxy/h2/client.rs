@@ -14,8 +14,9 @@ use crate::{
     proxy::{
         body::Body,
         connect::ConnectError,
-        http::{Interim, SendFailure, Waiting},
+        http::{Interim, SendFailure, Sent},
         pool::H2Lease,
+        waiting::Waiting,
     },
     telemetry::{labels::PoolClosed, metrics::ServiceMetrics},
 };
@@ -151,14 +152,16 @@ impl Connection {
     }
 }
 
-/// Sends a request and waits for the head of its response. Informational responses go to `interim`.
+/// Sends a request and waits for the head of its response. Informational responses go to `interim`. A body of at most
+/// `keep` bytes is kept until then.
 pub async fn send(
     lease: H2Lease,
     parts: &request::Parts,
     body: Body,
+    keep: usize,
     waiting: &mut Waiting<'_>,
     interim: &dyn Interim,
-) -> Result<Response<Body>, SendFailure> {
+) -> Result<Sent, SendFailure> {
     let mut sender = lease.connection.send.clone();
     // Does not wait: the lease is for a free stream.
     if let Err(error) = poll_fn(|cx| sender.poll_ready(cx)).await {
@@ -177,7 +180,7 @@ pub async fn send(
             return Err(SendFailure::before(refused(&error), body));
         }
     };
-    let pump = (!whole).then(|| Pump::replayable(body, stream));
+    let pump = (!whole).then(|| Pump::replayable(body, stream, keep));
     let mut exchange = Exchange { response, pump, ended: lease.connection.ended.clone(), is_over: false };
     match poll_fn(|cx| exchange.poll_head(waiting, interim, cx)).await {
         Ok(response) => Ok(exchange.into_response(response, lease)),
@@ -232,22 +235,33 @@ impl Exchange {
         }
     }
 
-    fn into_response(self, response: Response<h2::RecvStream>, lease: H2Lease) -> Response<Body> {
-        let (parts, stream) = response.into_parts();
-        let sending = self.pump.filter(|pump| !pump.is_finished());
-        if stream.is_end_stream() && sending.is_none() {
-            return Response::from_parts(parts, Body::Empty);
-        }
-        let recv = RecvBody::new(stream, &parts.headers, Rc::default(), Some(lease));
-        let body = match sending {
-            None => Body::H2(Box::new(recv)),
-            Some(mut pump) => {
-                pump.forget();
-                Body::H2Duplex(Box::new(Duplex { recv, pump: Some(pump) }))
+    fn into_response(self, response: Response<h2::RecvStream>, lease: H2Lease) -> Sent {
+        match self.pump {
+            None => Sent { response: with_body(response, lease, None), again: Some(Body::Empty) },
+            Some(pump) if pump.is_finished() => {
+                Sent { response: with_body(response, lease, None), again: pump.into_replay() }
             }
-        };
-        Response::from_parts(parts, body)
+            // Its rest goes on beside the response, which is therefore final.
+            sending => Sent { response: with_body(response, lease, sending), again: None },
+        }
     }
+}
+
+/// `sending`: what is left of the request.
+fn with_body(response: Response<h2::RecvStream>, lease: H2Lease, sending: Option<Pump>) -> Response<Body> {
+    let (parts, stream) = response.into_parts();
+    if stream.is_end_stream() && sending.is_none() {
+        return Response::from_parts(parts, Body::Empty);
+    }
+    let recv = RecvBody::new(stream, &parts.headers, Rc::default(), Some(lease));
+    let body = match sending {
+        None => Body::H2(Box::new(recv)),
+        Some(mut pump) => {
+            pump.forget();
+            Body::H2Duplex(Box::new(Duplex { recv, pump: Some(pump) }))
+        }
+    };
+    Response::from_parts(parts, body)
 }
 
 /// A response's body whose request is still being sent: a stream in both directions.

@@ -37,9 +37,9 @@ impl Pump {
         Self { body, stream, piece: Bytes::new(), finished: false, replay: None, bytes: 0, grpc_status: None }
     }
 
-    /// One whose body can be sent a second time, as long as it is small.
-    pub fn replayable(body: Body, stream: SendStream<Bytes>) -> Self {
-        Self { replay: Some(Replay::default()), ..Self::new(body, stream) }
+    /// One whose body can be sent a second time, if it has at most `limit` bytes.
+    pub fn replayable(body: Body, stream: SendStream<Bytes>, limit: usize) -> Self {
+        Self { replay: Some(Replay::new(limit)), ..Self::new(body, stream) }
     }
 
     /// It need not be sent a second time any more.

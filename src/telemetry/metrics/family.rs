@@ -21,6 +21,7 @@ families! {
     ResponseBytes COUNTER "pillion_response_bytes_total" "Bytes of response bodies."
     Errors COUNTER "pillion_errors_total" "Requests that pillion answered itself or cut off, by reason."
     Retries COUNTER "pillion_retries_total" "Further tries of a request, by the reason of the try before."
+    RetriesDenied COUNTER "pillion_retries_denied_total" "Further tries that the retry budget did not allow."
     Connections GAUGE "pillion_connections" "Open connections from clients."
     // Not `pillion_connections_total`: in OpenMetrics that is the gauge's own name.
     ConnectionsOpened COUNTER "pillion_connections_accepted_total" "Connections accepted from clients."

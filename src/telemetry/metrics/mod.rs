@@ -66,6 +66,8 @@ pub struct ServiceMetrics {
     pub response_bytes: Counter,
     pub errors: Tally,
     pub retries: Tally,
+    /// Those that the budget did not allow.
+    pub retries_denied: Counter,
     pub pool: PoolMetrics,
     /// Endpoints by state: [`Tally::set`].
     pub endpoints: Tally,
@@ -127,6 +129,7 @@ impl Metrics {
                 response_bytes: Counter::default(),
                 errors: Tally::new(self.words.errors),
                 retries: Tally::new(self.words.retries),
+                retries_denied: Counter::default(),
                 pool: PoolMetrics {
                     idle: Gauge::default(),
                     active: Gauge::default(),
@@ -218,6 +221,7 @@ impl ServiceMetrics {
         for (family, counter) in [
             (Family::RequestBytes, &self.request_bytes),
             (Family::ResponseBytes, &self.response_bytes),
+            (Family::RetriesDenied, &self.retries_denied),
             (Family::PoolOpened, &self.pool.opened),
             (Family::PoolConnectFailures, &self.pool.connect_failures),
             (Family::TableSwaps, &self.table_swaps),

@@ -1,0 +1,129 @@
+//! How many retries a service may have: a share of its requests, and a floor for those that are called seldom. Without it
+//! a service that fails would get its whole load three times over, and not come up again.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// What the floor may save up, in seconds of it. (Finagle's and Linkerd's retry budgets look back as far.)
+const SAVED_SECONDS: f64 = 10.0;
+
+/// One service's retries, shared by all workers without a lock.
+#[derive(Debug)]
+pub struct Budget {
+    /// Retries that were granted and have not ended.
+    active: AtomicUsize,
+    /// The floor, as the time at which all that was taken of it will have come back ("virtual scheduling", ITU-T I.371).
+    /// Nanoseconds since `origin`.
+    floor: AtomicU64,
+    origin: Instant,
+}
+
+/// Leave for one retry. Held while it waits and until it has ended.
+#[derive(Debug)]
+pub struct Grant(Arc<Budget>);
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self { active: AtomicUsize::new(0), floor: AtomicU64::new(0), origin: Instant::now() }
+    }
+}
+
+impl Budget {
+    /// Leave for a retry while `in_flight` requests, those that are being retried included, are in flight: if with it
+    /// at most `share` of the others' number are retries, or else from the floor of `per_second`.
+    pub fn take(self: &Arc<Self>, share: f64, per_second: f64, in_flight: i64, now: Instant) -> Option<Grant> {
+        // Counted before it is compared, so that two workers at one moment cannot both take the last one.
+        let active = self.active.fetch_add(1, Relaxed) + 1;
+        let grant = Grant(self.clone());
+        let others = (in_flight - i64::try_from(active).unwrap_or(i64::MAX)).max(0);
+        let granted = active as f64 <= share * others as f64 || self.take_from_floor(per_second, now);
+        granted.then_some(grant)
+    }
+
+    /// Retries that have not ended.
+    pub fn active(&self) -> usize {
+        self.active.load(Relaxed)
+    }
+
+    fn take_from_floor(&self, per_second: f64, now: Instant) -> bool {
+        if per_second <= 0.0 {
+            return false;
+        }
+        let one = Duration::from_secs_f64(1.0 / per_second).as_nanos() as u64;
+        let saved = Duration::from_secs_f64(SAVED_SECONDS).as_nanos() as u64;
+        let now = u64::try_from(now.saturating_duration_since(self.origin).as_nanos()).unwrap_or(u64::MAX);
+        self.floor
+            .fetch_update(Relaxed, Relaxed, |back| {
+                let back = back.max(now) + one;
+                (back - now <= saved).then_some(back)
+            })
+            .is_ok()
+    }
+}
+
+impl Drop for Grant {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn at_most_the_share_of_the_others_is_retried_at_once() {
+        let budget = Arc::new(Budget::default());
+        let take = || budget.take(0.2, 0.0, 60, Instant::now());
+        let mut held: Vec<_> = std::iter::from_fn(take).collect();
+        assert_eq!((held.len(), budget.active()), (10, 10), "10 are a fifth of the 50 others");
+        assert!(take().is_none(), "a refusal");
+        assert_eq!(budget.active(), 10, "leaves nothing behind");
+        held.pop();
+        assert!(take().is_some());
+        drop(held);
+        assert_eq!(budget.active(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_floor_gives_its_rate_and_saves_ten_seconds_of_it() {
+        let budget = Arc::new(Budget::default());
+        let take = || budget.take(0.0, 10.0, 1, Instant::now()).is_some();
+        assert_eq!(std::iter::repeat_with(take).take_while(|taken| *taken).count(), 100);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(std::iter::repeat_with(take).take_while(|taken| *taken).count(), 10);
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        assert_eq!(std::iter::repeat_with(take).take_while(|taken| *taken).count(), 100, "no more is saved");
+    }
+
+    #[test]
+    fn many_threads_never_overdraw_it() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let _entered = runtime.enter();
+        let (budget, now) = (Arc::new(Budget::default()), Instant::now());
+        let counts: Vec<_> = (0..4)
+            .map(|_| {
+                let budget = budget.clone();
+                std::thread::spawn(move || {
+                    let mut from_floor = 0;
+                    for _ in 0..10_000 {
+                        // Without the floor, 20 at most may be held by all together.
+                        let held: Vec<_> = (0..10).filter_map(|_| budget.take(0.2, 0.0, 120, now)).collect();
+                        assert!(held.len() <= 20);
+                        drop(held);
+                        from_floor += usize::from(budget.take(0.0, 10.0, 0, now).is_some());
+                    }
+                    from_floor
+                })
+            })
+            .collect();
+        assert_eq!(counts.into_iter().map(|thread| thread.join().unwrap()).sum::<usize>(), 100);
+        assert_eq!(budget.active(), 0);
+    }
+}

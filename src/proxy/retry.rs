@@ -1,0 +1,136 @@
+//! Whether a try that failed is followed by another one, and when.
+
+use crate::{
+    config::{self, RetryOn},
+    error::{Reason, Retry},
+    proxy::{body::Body, http::SendFailure},
+};
+use http::{
+    HeaderMap, HeaderName, Method, Response, StatusCode,
+    header::{HeaderValue, RETRY_AFTER},
+};
+use std::time::{Duration, SystemTime};
+
+/// How often a request was tried before, plus one. Not on the first try.
+pub const X_PILLION_ATTEMPT: HeaderName = HeaderName::from_static("x-pillion-attempt");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+/// How a gRPC server says when to come again, or with a negative number not to. (gRFC A6, "Client Retries".)
+const GRPC_RETRY_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+const UNAVAILABLE: &str = "14";
+
+/// What a response says about trying again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes to the caller.
+    Final,
+    /// Another endpoint may do better, but not before this time, where the upstream gave one.
+    Again(Option<Duration>),
+}
+
+/// Judges a response by its head.
+pub fn judge(response: &Response<Body>, is_grpc: bool, method: &Method, retry: &config::Retry) -> Verdict {
+    let headers = response.headers();
+    if is_grpc {
+        // In the head only where there is nothing else: a response that has begun cannot be taken back.
+        let unavailable = headers.get(GRPC_STATUS).is_some_and(|status| status == UNAVAILABLE);
+        if !unavailable || !retry.on.contains(&RetryOn::GrpcUnavailable) {
+            return Verdict::Final;
+        }
+        return match headers.get(GRPC_RETRY_PUSHBACK) {
+            None => Verdict::Again(None),
+            Some(value) => match value.to_str().ok().and_then(|text| text.parse().ok()) {
+                Some(millis) => Verdict::Again(Some(Duration::from_millis(millis))),
+                // Negative, or not a number: "do not retry".
+                None => Verdict::Final,
+            },
+        };
+    }
+    let gateway_error = matches!(
+        response.status(),
+        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
+    );
+    if gateway_error && method.is_idempotent() && retry.on.contains(&RetryOn::GatewayError) {
+        return Verdict::Again(retry_after(headers));
+    }
+    Verdict::Final
+}
+
+/// Whether a request whose try gave no response can be sent again without being executed twice.
+pub fn is_safe(failure: &SendFailure, method: &Method) -> bool {
+    match failure.error.reason.retry() {
+        Retry::Never => false,
+        Retry::Always => true,
+        Retry::IfIdempotent => !failure.wrote || method.is_idempotent(),
+    }
+}
+
+/// Whether the config wants another try after this.
+pub fn is_wanted(reason: Reason, retry: &config::Retry) -> bool {
+    retry.on.contains(&match reason {
+        Reason::ConnectFailed | Reason::ConnectTimeout => RetryOn::ConnectFailure,
+        Reason::UpstreamRefused => RetryOn::RefusedStream,
+        _ => RetryOn::Reset,
+    })
+}
+
+/// `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3).
+pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER).map(HeaderValue::to_str)?.ok()?.trim();
+    match text.parse() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => {
+            let date = httpdate::parse_http_date(text).ok()?;
+            Some(date.duration_since(SystemTime::now()).unwrap_or_default())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::UNIX_EPOCH;
+
+    fn judged(status: u16, fields: &[(&str, &str)], is_grpc: bool, method: Method) -> Verdict {
+        let builder = Response::builder().status(status);
+        let builder = fields.iter().fold(builder, |builder, (name, value)| builder.header(*name, *value));
+        judge(&builder.body(Body::Empty).unwrap(), is_grpc, &method, &config::Retry::default())
+    }
+
+    #[test]
+    fn gateway_errors_are_tried_again_for_idempotent_methods() {
+        for (status, method, again) in [
+            (503, Method::GET, true),
+            (502, Method::PUT, true),
+            (504, Method::DELETE, true),
+            (503, Method::POST, false),
+            (500, Method::GET, false),
+            (429, Method::GET, false),
+            (200, Method::GET, false),
+        ] {
+            assert_eq!(judged(status, &[], false, method.clone()) != Verdict::Final, again, "{method} {status}");
+        }
+    }
+
+    #[test]
+    fn grpc_unavailable_is_tried_again_unless_the_server_says_no() {
+        let call = |fields: &[(&str, &str)]| judged(200, fields, true, Method::POST);
+        let status = ("grpc-status", "14");
+        let pushback = |millis| call(&[status, ("grpc-retry-pushback-ms", millis)]);
+        assert_eq!(call(&[status]), Verdict::Again(None));
+        assert_eq!(pushback("250"), Verdict::Again(Some(Duration::from_millis(250))));
+        assert_eq!((pushback("-1"), pushback("soon")), (Verdict::Final, Verdict::Final));
+        assert_eq!(call(&[("grpc-status", "13")]), Verdict::Final);
+        assert_eq!(call(&[]), Verdict::Final, "a message follows");
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let after =
+            |text: &str| retry_after(&HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_str(text).unwrap())]));
+        assert_eq!(after("120"), Some(Duration::from_secs(120)));
+        assert_eq!(after(&httpdate::fmt_http_date(UNIX_EPOCH)), Some(Duration::ZERO), "past is now");
+        let later = after(&httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(60))).unwrap();
+        assert!((58..=60).contains(&later.as_secs()), "{later:?}");
+        assert_eq!(after("soon"), None);
+    }
+}

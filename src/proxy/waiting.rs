@@ -1,0 +1,150 @@
+//! How long a request may take: one timer for the whole, for one try, and for silence while it is sent.
+
+use super::{headers, timer::Timer};
+use crate::{
+    config,
+    error::{ProxyError, Reason},
+};
+use std::{
+    future::Future,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// How long one request may take, over all its tries.
+pub struct Waiting<'t> {
+    timer: &'t mut Timer,
+    /// From the end of the request to the start of the response.
+    request: Duration,
+    /// Without a byte of the request, while it is sent.
+    idle: Duration,
+    /// What the caller asked for.
+    deadline: Option<Instant>,
+    /// For one try to begin its response, once it is sent.
+    per_try: Option<Duration>,
+    /// When all of it is over, as known so far.
+    over: Option<Instant>,
+    /// When this try is, at the latest when all is.
+    until: Option<Instant>,
+    /// When the request came; until the first wait this is as good as now.
+    begun: Option<Instant>,
+    sent: bool,
+    seen: u64,
+    quiet: u32,
+}
+
+impl<'t> Waiting<'t> {
+    /// The idle time is looked at this often per period, so that bytes that move cost nothing.
+    const LOOKS: u32 = 4;
+
+    pub fn new(timer: &'t mut Timer, service: &config::Service, begun: Instant, deadline: Option<Instant>) -> Self {
+        let timeouts = &service.timeouts;
+        timer.clear();
+        Self {
+            timer,
+            request: timeouts.request,
+            idle: timeouts.idle,
+            deadline,
+            per_try: service.retry.per_try_timeout,
+            over: deadline,
+            until: deadline,
+            begun: Some(begun),
+            sent: false,
+            seen: 0,
+            quiet: 0,
+        }
+    }
+
+    /// The whole request has left; from now on the response is waited for.
+    pub fn request_sent(&mut self) {
+        if !self.sent {
+            self.sent = true;
+            let now = self.begun.unwrap_or_else(Instant::now);
+            // Counted from the first try on.
+            if self.over == self.deadline {
+                let over = now + self.request;
+                self.over = Some(self.deadline.map_or(over, |deadline| deadline.min(over)));
+            }
+            let tried = self.per_try.map(|per_try| Instant::now() + per_try);
+            let until = self.over.into_iter().chain(tried).min();
+            self.until = until;
+            if let Some(until) = until {
+                self.timer.set(until);
+            }
+        }
+    }
+
+    /// Another try begins.
+    pub fn begin_try(&mut self) {
+        (self.sent, self.seen, self.quiet, self.until) = (false, 0, 0, self.over);
+    }
+
+    /// Whether there is time for this wait, and for something after it.
+    pub fn allows(&self, wait: Duration) -> bool {
+        self.over.is_none_or(|over| Instant::now() + wait < over)
+    }
+
+    /// Ready with the error when time is up. `moved` counts what has been sent.
+    pub fn poll_expired(&mut self, moved: u64, cx: &mut Context<'_>) -> Poll<ProxyError> {
+        self.begun = None;
+        if !self.sent && self.quiet == 0 && self.seen == 0 {
+            self.next_look();
+        }
+        while self.timer.poll_expired(cx).is_ready() {
+            let now = Instant::now();
+            if self.until.is_some_and(|until| now >= until) {
+                if self.until != self.over {
+                    let detail = format!("no response in {:?} to this try", self.per_try.unwrap_or_default());
+                    return Poll::Ready(ProxyError::new(Reason::TryTimeout, detail));
+                }
+                return Poll::Ready(self.is_over());
+            }
+            if self.sent {
+                return Poll::Pending;
+            }
+            self.quiet = if moved == self.seen { self.quiet + 1 } else { 1 };
+            self.seen = moved;
+            if self.quiet > Self::LOOKS {
+                let detail = format!("nothing of the request moved for {:?}", self.idle);
+                return Poll::Ready(ProxyError::new(Reason::IdleTimeout, detail));
+            }
+            self.next_look();
+        }
+        Poll::Pending
+    }
+
+    fn next_look(&mut self) {
+        self.quiet = self.quiet.max(1);
+        let look = Instant::now() + self.idle / Self::LOOKS;
+        self.timer.set(self.until.map_or(look, |until| until.min(look)));
+    }
+
+    /// What comes of `future`, unless the caller's deadline comes first.
+    pub async fn in_time<F: Future>(&self, future: F) -> Result<F::Output, ProxyError> {
+        match self.over {
+            None => Ok(future.await),
+            Some(over) => tokio::time::timeout_at(over, future).await.map_err(|_| self.is_over()),
+        }
+    }
+
+    /// The time for all tries has passed.
+    fn is_over(&self) -> ProxyError {
+        if self.over == self.deadline {
+            return past_deadline();
+        }
+        ProxyError::new(Reason::RequestTimeout, format!("no response in {:?}", self.request))
+    }
+
+    /// Passes the caller's deadline on, reduced by what has passed.
+    pub fn shorten(&self, headers: &mut http::HeaderMap) {
+        if let Some(deadline) = self.deadline {
+            headers::put_deadline(headers, deadline);
+        }
+    }
+}
+
+/// The caller had asked for its answer by now.
+pub fn past_deadline() -> ProxyError {
+    ProxyError::new(Reason::RequestTimeout, "the caller's deadline is past")
+}
