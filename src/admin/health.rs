@@ -4,7 +4,6 @@ use super::{
     Admin, State, json,
     view::{NotReady, Source, Waiting},
 };
-use crate::cluster::table;
 use axum::{
     extract,
     http::StatusCode,
@@ -40,12 +39,10 @@ pub(super) async fn ready(extract::State(admin): Admin) -> Response {
 /// The services that `is_ready` waits for, with what their sources have said.
 async fn waiting(admin: &State) -> Vec<Waiting> {
     let config = admin.config.load_full();
-    let unanswered = config.services.keys().filter(|service| {
-        admin.discovery.table().get(service).is_none_or(|cluster| cluster.load().state == table::State::Pending)
-    });
+    let unanswered = admin.discovery.unanswered(&config).into_iter();
     join_all(unanswered.map(async |service| Waiting {
-        service: service.clone(),
-        sources: admin.discovery.sources(service).await.into_iter().map(Source::from).collect(),
+        sources: admin.discovery.sources(&service).await.into_iter().map(Source::from).collect(),
+        service,
     }))
     .await
 }

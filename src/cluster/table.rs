@@ -195,10 +195,9 @@ impl Cluster {
 }
 
 impl Settings {
-    /// The TLS settings for an instance; `None` for plain text.
-    pub fn tls_for(&self, instance: &Instance) -> Option<&Arc<UpstreamTls>> {
-        let wanted = self.service.tls.is_some() || instance.tls == Some(true);
-        self.tls.as_ref().filter(|_| wanted)
+    /// Whether an instance is to be spoken to by TLS. If it is and there are no settings for it, it must not be spoken to.
+    pub fn wants_tls(&self, instance: &Instance) -> bool {
+        self.service.tls.is_some() || instance.tls == Some(true)
     }
 }
 

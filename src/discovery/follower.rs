@@ -71,6 +71,7 @@ impl Follower {
             counted,
             failures: vec![0; seen.len()],
             known: cluster.load().state == State::Known,
+            heard: false,
         };
         // So that the settings are in force at once, whenever the sources may answer.
         publisher.publish();
@@ -179,6 +180,8 @@ struct Publisher {
     failures: Vec<u64>,
     /// Whether any source ever listed an instance.
     known: bool,
+    /// Whether an answer of these sources has been in force.
+    heard: bool,
 }
 
 impl Publisher {
@@ -211,7 +214,8 @@ impl Publisher {
     fn publish(&mut self) -> bool {
         let seen: Vec<Observation> = self.sources.iter_mut().map(|source| source.borrow_and_update().clone()).collect();
         self.count_failures(&seen);
-        let (mut instances, mut state) = in_force(&seen, self.known || self.settings.pinned);
+        let (mut instances, mut state) = in_force(&seen, self.known || self.settings.pinned, self.heard);
+        self.heard |= state != State::Pending;
         if state == State::Pending {
             // Nothing was heard yet. What there was before stays, under the settings of now.
             let before = self.cluster.load();
@@ -249,15 +253,16 @@ async fn changed(sources: &mut [watch::Receiver<Observation>]) {
 }
 
 /// The set in force: that of the first source that lists any instance. A source that fails keeps its last set, so an
-/// outage takes nothing away. `known`: the service exists even if nobody lists it now.
-fn in_force(seen: &[Observation], known: bool) -> (Arc<[Instance]>, State) {
+/// outage takes nothing away. `known`: the service exists even if nobody lists it now. `heard`: there was an answer in
+/// force before; until then, that one source has nothing means nothing while another, perhaps, has not answered yet.
+fn in_force(seen: &[Observation], known: bool, heard: bool) -> (Arc<[Instance]>, State) {
     let listed = seen.iter().filter_map(|observed| observed.instances.as_ref()).find(|instances| !instances.is_empty());
     if let Some(instances) = listed {
         return (instances.clone(), State::Known);
     }
     let answered = seen.iter().filter(|observed| observed.instances.is_some()).count();
     let state = match (answered == seen.len() && answered > 0, known) {
-        (_, true) if answered > 0 => State::Known,
+        (all, true) if all || (heard && answered > 0) => State::Known,
         (true, false) => State::Unknown,
         // One that has not answered may know it.
         _ => State::Pending,

@@ -113,6 +113,28 @@ async fn unknown_means_that_every_source_said_so() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_source_that_has_nothing_means_nothing_while_another_has_not_answered() {
+    let ((first, mut sinks1), (second, mut sinks2)) = (scripted("first"), scripted("second"));
+    let follower = start(vec![first, second], true);
+    let (sink1, sink2) = (sinks1.recv().await.unwrap(), sinks2.recv().await.unwrap());
+    sink2.set(Vec::new());
+    settle().await;
+    assert_eq!(follower.cluster().load().state, State::Pending, "though the config names it");
+    sink1.set(vec![instance(1)]);
+    settle().await;
+    assert_eq!((ports(&follower), follower.cluster().load().state), (vec![1], State::Known));
+    // Where the second alone has answered and was in force, it can also take back what it said.
+    let ((first, _sinks1), (second, mut sinks2)) = (scripted("first"), scripted("second"));
+    let follower = start(vec![first, second], true);
+    let sink2 = sinks2.recv().await.unwrap();
+    sink2.set(vec![instance(2)]);
+    settle().await;
+    sink2.set(Vec::new());
+    settle().await;
+    assert_eq!((ports(&follower), follower.cluster().load().state), (vec![], State::Known));
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_first_answer_is_in_force_at_once() {
     let (registry, mut sinks) = scripted("r");
     let follower = start(vec![registry], false);

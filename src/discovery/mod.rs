@@ -101,7 +101,13 @@ impl Handle {
 
     /// Whether each service that the config names has had its first answer.
     pub fn is_ready(&self, config: &Config) -> bool {
-        config.services.keys().all(|service| self.table.get(service).is_some_and(|c| c.load().state != State::Pending))
+        self.unanswered(config).is_empty()
+    }
+
+    /// Those services that the config names, by themselves or for a listener, which have had no answer yet.
+    pub fn unanswered(&self, config: &Config) -> Vec<String> {
+        let is_pending = |service: &String| self.table.get(service).is_none_or(|c| c.load().state == State::Pending);
+        settings::named(config).into_iter().filter(is_pending).collect()
     }
 }
 

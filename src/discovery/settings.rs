@@ -31,11 +31,7 @@ pub struct SettingsFor {
 impl SettingsFor {
     /// Those of every service that the config names.
     pub fn all(config: &Config) -> Result<HashMap<String, Self>, SettingsError> {
-        let listeners = config.listeners.iter().filter_map(|listener| listener.service.clone());
-        let mut named: Vec<String> = config.services.keys().cloned().chain(listeners).collect();
-        named.sort_unstable();
-        named.dedup();
-        named.into_iter().map(|service| Ok((service.clone(), Self::one(config, &service)?))).collect()
+        named(config).into_iter().map(|service| Ok((service.clone(), Self::one(config, &service)?))).collect()
     }
 
     pub fn one(config: &Config, service: &str) -> Result<Self, SettingsError> {
@@ -64,6 +60,15 @@ impl SettingsFor {
         }
         Ok(())
     }
+}
+
+/// The services that the config names, by themselves or for a listener.
+pub fn named(config: &Config) -> Vec<String> {
+    let listeners = config.listeners.iter().filter_map(|listener| listener.service.clone());
+    let mut named: Vec<String> = config.services.keys().cloned().chain(listeners).collect();
+    named.sort_unstable();
+    named.dedup();
+    named
 }
 
 fn upstream_tls(config: &Tls) -> Result<Arc<UpstreamTls>, TlsError> {

@@ -102,6 +102,21 @@ async fn idle_services_go_in_time_however_many_orders_there_are() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_service_that_a_listener_names_is_waited_for_as_well() {
+    let named = |config: &mut Config| {
+        config
+            .listeners
+            .push(crate::config::Listener { service: Some("orders".into()), ..crate::config::Listener::egress() });
+    };
+    let mut setup = start(named);
+    assert!(!setup.handle.is_ready(&setup.config));
+    assert_eq!(setup.handle.unanswered(&setup.config), ["orders"]);
+    setup.sinks.recv().await.unwrap().set(vec![instance(1)]);
+    settle().await;
+    assert!(setup.handle.is_ready(&setup.config));
+}
+
+#[tokio::test(start_paused = true)]
 async fn names_that_nobody_knows_make_room_for_others() {
     let mut setup = start(|config| config.discovery.max_services = 2);
     setup.handle.follow("real").await.unwrap();

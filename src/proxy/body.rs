@@ -67,6 +67,16 @@ impl Body {
         }
     }
 
+    /// Drives what goes on beside it: a response's request that is still being sent. For when nothing more of the response
+    /// can be taken at the moment; one direction must not wait for the other.
+    pub fn poll_beside(&mut self, cx: &mut Context<'_>) {
+        match self {
+            Self::H1Response(body) => body.poll_beside(cx),
+            Self::H2Duplex(body) => body.poll_beside(cx),
+            _ => {}
+        }
+    }
+
     /// The number of bytes to come, where the sender said it.
     pub fn length(&self) -> Option<u64> {
         match self {

@@ -7,7 +7,8 @@ use crate::{
     registry::{Address, Protocol},
 };
 use rustls::pki_types::ServerName;
-use std::{io, sync::Arc};
+use socket2::{SockRef, TcpKeepalive};
+use std::{io, sync::Arc, time::Duration};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -15,13 +16,15 @@ use tokio_rustls::TlsConnector;
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ConnectError {
     #[error("no connection within {0:?}")]
-    Timeout(std::time::Duration),
+    Timeout(Duration),
     #[error("cannot connect: {0}")]
     Tcp(Arc<io::Error>),
     #[error("TLS: {0}")]
     Tls(Arc<io::Error>),
     #[error("`{0}` cannot be the name of a TLS server")]
     ServerName(String),
+    #[error("the instance asks for TLS, and the system's certificate authorities could not be loaded")]
+    NoAuthorities,
     #[error("HTTP/2: {0}")]
     Http2(Arc<h2::Error>),
 }
@@ -48,11 +51,22 @@ pub async fn connect(
     }
 }
 
+/// Finds out within half a minute that a host is gone, also while nothing is sent. The kernel's, not HTTP/2's pings: gRPC
+/// servers take more than one of those in five minutes for an attack and hang up.
+fn keepalive() -> TcpKeepalive {
+    TcpKeepalive::new().with_time(Duration::from_secs(15)).with_interval(Duration::from_secs(5)).with_retries(3)
+}
+
 async fn open(
     endpoint: &Endpoint,
     settings: &Settings,
     wanted: Option<Protocol>,
 ) -> Result<(Stream, Protocol), ConnectError> {
+    let tls = match settings.wants_tls(&endpoint.instance) {
+        false => None,
+        // Never in plain text instead.
+        true => Some(settings.tls.as_ref().ok_or(ConnectError::NoAuthorities)?),
+    };
     let tcp = match &endpoint.instance.address {
         Address::Ip(address) => TcpStream::connect(address).await,
         Address::Name { host, port } => TcpStream::connect((host.as_str(), *port)).await,
@@ -60,9 +74,8 @@ async fn open(
     let tcp = tcp.map_err(|error| ConnectError::Tcp(Arc::new(error)))?;
     // Small requests must not wait for the previous one's acknowledgement. Failure costs latency only.
     let _ = tcp.set_nodelay(true);
-    let Some(tls) = settings.tls_for(&endpoint.instance) else {
-        return Ok((Stream::Tcp(tcp), wanted.unwrap_or(Protocol::Http1)));
-    };
+    let _ = SockRef::from(&tcp).set_tcp_keepalive(&keepalive());
+    let Some(tls) = tls else { return Ok((Stream::Tcp(tcp), wanted.unwrap_or(Protocol::Http1))) };
     let host = match (&tls.server_name, &endpoint.instance.address) {
         (Some(name), _) => name.clone(),
         (None, Address::Name { host, .. }) => host.clone(),
@@ -83,4 +96,21 @@ async fn open(
         _ => wanted.unwrap_or(Protocol::Http1),
     };
     Ok((Stream::Tls(Box::new(stream)), settled))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{cluster::Live, config::Service, registry::Instance};
+
+    #[tokio::test]
+    async fn an_instance_that_asks_for_tls_is_never_spoken_to_without() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string().parse().unwrap();
+        let instance = Instance { tls: Some(true), ..Instance::new("a", address) };
+        let endpoint = Endpoint { instance, live: Arc::new(Live::new(None)) };
+        let settings = Settings { service: Service::default(), tls: None };
+        let refused = connect(&endpoint, &settings, None).await.unwrap_err();
+        assert!(matches!(refused, ConnectError::NoAuthorities), "{refused}");
+    }
 }

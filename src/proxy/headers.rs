@@ -5,7 +5,7 @@ use crate::{
     proxy::h1::head::tokens,
 };
 use http::{
-    HeaderMap, HeaderName, HeaderValue,
+    HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
     header::{CONNECTION, CONTENT_TYPE, COOKIE, HOST, TE, TRANSFER_ENCODING, UPGRADE},
     request,
 };
@@ -160,9 +160,12 @@ pub fn prepare_request(parts: &mut request::Parts, found: &Found, origin: &Origi
 }
 
 /// Makes the response's headers those of the previous hop.
-pub fn prepare_response(headers: &mut HeaderMap) {
+pub fn prepare_response<B>(response: &mut Response<B>) {
+    // In any other response it is an offer about the connection to the upstream, and HTTP/2 forbids it.
+    let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
     let found = Found::new(headers);
-    let upgrade = if found.upgrade && is_upgrade(headers) { headers.get(UPGRADE).cloned() } else { None };
+    let upgrade = headers.get(UPGRADE).filter(|_| switches).cloned();
     found.strip_hop_by_hop(headers);
     if let Some(upgrade) = upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -314,6 +317,17 @@ mod tests {
             (&HeaderValue::from_static("upgrade"), &HeaderValue::from_static("websocket"))
         );
         assert!(!prepared(&[("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c")]).contains_key("upgrade"));
+    }
+
+    #[test]
+    fn only_a_101_keeps_its_upgrade() {
+        for (status, kept) in [(101, true), (200, false), (426, false)] {
+            let builder = Response::builder().status(status).header("connection", "Upgrade").header("upgrade", "h2c");
+            let mut response = builder.body(()).unwrap();
+            prepare_response(&mut response);
+            let headers = response.headers();
+            assert_eq!((headers.contains_key("upgrade"), headers.contains_key("connection")), (kept, kept), "{status}");
+        }
     }
 
     #[test]

@@ -91,18 +91,19 @@ async fn carry(
     record.routed(cluster.clone());
     let found = headers::Found::new(request.headers());
     let deadline = headers::deadline(request.headers(), &found, record.started())?;
-    let snapshot = ready_snapshot(&cluster, down.proxy.discovery.first_answer(), deadline).await?;
+    let (snapshot, begun) =
+        ready_snapshot(&cluster, record.started(), down.proxy.discovery.first_answer(), deadline).await?;
     let (mut parts, body) = request.into_parts();
     headers::prepare_request(&mut parts, &found, down.origin);
     record.prepared(&parts);
     let service = &snapshot.settings.service;
-    let waiting = Waiting::new(&mut *down.timer, service, record.started(), deadline);
+    let waiting = Waiting::new(&mut *down.timer, service, begun, deadline);
     let (proxy, interim) = (down.proxy, down.interim);
     let mut journey = Journey { cluster: &cluster, snapshot: &snapshot, proxy, interim, is_grpc, parts, waiting };
     let response = journey.try_endpoints(body, record).await;
     header_maps::give(journey.parts.headers);
     let mut response = response?;
-    headers::prepare_response(response.headers_mut());
+    headers::prepare_response(&mut response);
     Ok(response)
 }
 
@@ -117,13 +118,15 @@ async fn find_cluster(request: &Request<Body>, down: &Downstream<'_>) -> Result<
     }
 }
 
-/// The service's endpoints; on the first request for it, once its registry has answered.
+/// The service's endpoints; on the first request for it, once its registry has answered. And since when the request's own
+/// time counts: `started`, if it did not have to wait.
 async fn ready_snapshot(
     cluster: &Cluster,
+    started: Instant,
     first_answer: Duration,
     deadline: Option<Instant>,
-) -> Result<Arc<Snapshot>, ProxyError> {
-    let mut snapshot = cluster.load();
+) -> Result<(Arc<Snapshot>, Instant), ProxyError> {
+    let (mut snapshot, mut begun) = (cluster.load(), started);
     if snapshot.state == State::Pending {
         snapshot = Box::pin(async {
             let answered = cluster.first_answer(first_answer);
@@ -133,9 +136,10 @@ async fn ready_snapshot(
             }
         })
         .await?;
+        begun = Instant::now();
     }
     match snapshot.state {
-        State::Known => Ok(arc_swap::Guard::into_inner(snapshot)),
+        State::Known => Ok((arc_swap::Guard::into_inner(snapshot), begun)),
         State::Unknown => {
             let detail = format!("no registry knows a service `{}`", cluster.name);
             Err(ProxyError::new(Reason::UnknownService, detail))
@@ -169,9 +173,8 @@ impl Journey<'_> {
         let mut grant = None;
         loop {
             record.attempt(InFlight::start(endpoint.clone()));
-            let started = if record.attempts() == 1 { record.started() } else { Instant::now() };
             let sent = self.send_to(&endpoint, body, fresh > 0).await;
-            let failed = match self.classify(sent, &endpoint, started) {
+            let failed = match self.classify(sent, &endpoint) {
                 Ok(response) => return Ok(response),
                 Err(failed) => failed,
             };
@@ -205,17 +208,12 @@ impl Journey<'_> {
     }
 
     /// What came of a try: a response for the caller, or a failure.
-    fn classify(
-        &self,
-        sent: Result<Sent, SendFailure>,
-        endpoint: &Endpoint,
-        started: Instant,
-    ) -> Result<Response<Body>, Box<Failed>> {
+    fn classify(&self, sent: Result<Sent, SendFailure>, endpoint: &Endpoint) -> Result<Response<Body>, Box<Failed>> {
         let (method, retry) = (&self.parts.method, &self.snapshot.settings.service.retry);
         match sent {
             Ok(Sent { response, again }) => {
                 let now = Instant::now();
-                endpoint.live.observe(now - started, now);
+                endpoint.live.observe(now - self.waiting.since(), now);
                 match retry::judge(&response, self.is_grpc, method, retry) {
                     Verdict::Final => Ok(response),
                     Verdict::Again(after) => Err(Box::new(Failed {
@@ -230,6 +228,11 @@ impl Journey<'_> {
             }
             Err(failure) => {
                 let safe = retry::is_safe(&failure, method);
+                if matches!(failure.error.reason, Reason::RequestTimeout | Reason::TryTimeout) {
+                    // It takes at least this long, and others are to know.
+                    let now = Instant::now();
+                    endpoint.live.observe(now - self.waiting.since(), now);
+                }
                 Err(Box::new(Failed {
                     reason: failure.error.reason,
                     possible: safe && retry::is_wanted(failure.error.reason, retry),

@@ -68,12 +68,20 @@ impl Pool {
     ) -> Result<Lease, ConnectError> {
         let slot = self.slot(cluster, endpoint, settings);
         loop {
-            match wanted.or(slot.settled.get()) {
-                Some(Protocol::Http1) => return slot.http1(endpoint, settings, fresh).await.map(Lease::H1),
-                Some(Protocol::Http2) => return slot.http2(endpoint, settings).await.map(Lease::H2),
+            let lease = match wanted.or(slot.settled.get()) {
+                Some(Protocol::Http1) => slot.http1(endpoint, settings, fresh).await.map(Lease::H1),
+                Some(Protocol::Http2) => slot.http2(endpoint, settings).await.map(Lease::H2),
                 // The first connection tells what it is; those who come meanwhile wait for it.
-                None => slot.connecting(endpoint, settings, None).await?,
+                None => {
+                    slot.connecting(endpoint, settings, None).await?;
+                    continue;
+                }
+            };
+            if lease.is_err() {
+                // Perhaps it speaks something else by now.
+                slot.settled.set(None);
             }
+            return lease;
         }
     }
 

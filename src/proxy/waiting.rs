@@ -6,7 +6,8 @@ use crate::{
     error::{ProxyError, Reason},
 };
 use std::{
-    future::Future,
+    future::{Future, poll_fn},
+    pin::pin,
     task::{Context, Poll},
     time::Duration,
 };
@@ -29,6 +30,12 @@ pub struct Waiting<'t> {
     until: Option<Instant>,
     /// When the request came; until the first wait this is as good as now.
     begun: Option<Instant>,
+    started: Instant,
+    /// Whether the request had to be waited for, as one whose body comes slowly.
+    slow: bool,
+    tries: u32,
+    /// Since when this try's response is waited for, or the try runs.
+    since: Instant,
     sent: bool,
     seen: u64,
     quiet: u32,
@@ -50,6 +57,10 @@ impl<'t> Waiting<'t> {
             over: deadline,
             until: deadline,
             begun: Some(begun),
+            started: begun,
+            slow: false,
+            tries: 0,
+            since: begun,
             sent: false,
             seen: 0,
             quiet: 0,
@@ -61,9 +72,10 @@ impl<'t> Waiting<'t> {
         if !self.sent {
             self.sent = true;
             let now = self.begun.unwrap_or_else(Instant::now);
+            self.since = now;
             // Counted from the first try on.
             if self.over == self.deadline {
-                let over = now + self.request;
+                let over = if self.slow { now } else { self.started } + self.request;
                 self.over = Some(self.deadline.map_or(over, |deadline| deadline.min(over)));
             }
             let tried = self.per_try.map(|per_try| Instant::now() + per_try);
@@ -77,7 +89,17 @@ impl<'t> Waiting<'t> {
 
     /// Another try begins.
     pub fn begin_try(&mut self) {
+        self.tries += 1;
+        if self.tries > 1 {
+            self.begun = None;
+            self.since = Instant::now();
+        }
         (self.sent, self.seen, self.quiet, self.until) = (false, 0, 0, self.over);
+    }
+
+    /// Since when the endpoint has been waited for: the end of the request, or its start while it is still being sent.
+    pub fn since(&self) -> Instant {
+        self.since
     }
 
     /// Whether there is time for this wait, and for something after it.
@@ -88,6 +110,7 @@ impl<'t> Waiting<'t> {
     /// Ready with the error when time is up. `moved` counts what has been sent.
     pub fn poll_expired(&mut self, moved: u64, cx: &mut Context<'_>) -> Poll<ProxyError> {
         self.begun = None;
+        self.slow |= !self.sent;
         if !self.sent && self.quiet == 0 && self.seen == 0 {
             self.next_look();
         }
@@ -122,10 +145,13 @@ impl<'t> Waiting<'t> {
 
     /// What comes of `future`, unless the caller's deadline comes first.
     pub async fn in_time<F: Future>(&self, future: F) -> Result<F::Output, ProxyError> {
-        match self.over {
-            None => Ok(future.await),
-            Some(over) => tokio::time::timeout_at(over, future).await.map_err(|_| self.is_over()),
+        let mut future = pin!(future);
+        // Nearly always it is there at once, and needs no timer.
+        if let Poll::Ready(output) = poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await {
+            return Ok(output);
         }
+        let over = self.over.unwrap_or(self.started + self.request);
+        Box::pin(tokio::time::timeout_at(over, future)).await.map_err(|_| self.is_over())
     }
 
     /// The time for all tries has passed.

@@ -351,3 +351,68 @@ async fn a_slow_upstream_holds_the_client_back() {
     server.rest().await;
     pillion.until_metric("pillion_requests_in_flight", &[], 0.0).await;
 }
+
+#[tokio::test]
+async fn what_http_1_clients_may_not_send_http_2_clients_may_not_either() {
+    let upstream = Upstream::bind().await;
+    let pillion = Setup::users([upstream.address]).egress("limits: { head_lines: 20 }").start().await;
+    let client = Client::connect(pillion.egress()).await;
+    let many: Vec<_> = (0..21).map(|n| (format!("x-{n}"), "1")).collect();
+    let many: Vec<_> = many.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+    for (fields, status, reason) in [
+        (&[("host", "user-service"), ("host", "evil")][..], 400, "ambiguous_request"),
+        (&[("content-length", "0"), ("content-length", "0")], 400, "ambiguous_request"),
+        (&many, 431, "head_too_large"),
+    ] {
+        let mut request = request("GET", "/");
+        for (name, value) in fields {
+            let name: http::HeaderName = name.parse().unwrap();
+            request.headers_mut().append(name, value.parse().unwrap());
+        }
+        let (response, _) = client.start(request, true).await;
+        let answer = collect(response).await.unwrap();
+        assert_eq!((answer.status.as_u16(), &answer.headers["x-pillion-error"]), (status, &reason.parse().unwrap()));
+    }
+    assert!(upstream.is_left_alone());
+}
+
+#[tokio::test]
+async fn a_response_that_is_not_read_does_not_keep_the_request_from_flowing() {
+    let upstream = H2Upstream::bind().await;
+    let pillion = Setup::users([upstream.instance()]).start().await;
+    let client = Client::connect(pillion.egress()).await;
+    let (response, mut up) = client.start(request("POST", "/bidi"), false).await;
+    let mut connection = upstream.accept().await;
+    let mut exchange = connection.next().await;
+    let mut down = exchange.respond.send_response(Response::new(()), false).unwrap();
+    let body = soon("a response", response).await.unwrap().into_body();
+    // More than all windows on the way hold; the client takes none of it.
+    let mut flood = tokio::spawn(async move { send_all(&mut down, Bytes::from(vec![b'x'; 8 << 20]), true).await });
+    let stuck = tokio::time::timeout(Duration::from_millis(300), &mut flood).await;
+    assert!(stuck.is_err(), "nobody reads it");
+    for n in 0..20 {
+        let said = format!("said {n}");
+        up.send_data(said.clone().into(), false).unwrap();
+        let heard = soon("what the client said", exchange.body.data()).await.unwrap().unwrap();
+        exchange.body.flow_control().release_capacity(heard.len()).unwrap();
+        assert_eq!(heard, said);
+    }
+    flood.abort();
+    drop(body);
+}
+
+#[tokio::test]
+async fn interim_responses_lose_what_http_2_forbids() {
+    let upstream = Upstream::bind().await;
+    let pillion = Setup::users([upstream.address]).start().await;
+    let client = Client::connect(pillion.egress()).await;
+    let (mut response, _) = client.start(request("GET", "/"), true).await;
+    let mut server = upstream.accept().await;
+    server.request().await;
+    server.send("HTTP/1.1 103 Early Hints\r\nkeep-alive: timeout=5\r\nlink: </a.css>\r\n\r\n").await;
+    let interim = std::future::poll_fn(|cx| response.poll_informational(cx));
+    let interim = soon("an interim response", interim).await.unwrap().unwrap();
+    assert_eq!((interim.status().as_u16(), &interim.headers()["link"]), (103, &HeaderValue::from_static("</a.css>")));
+    server.send("HTTP/1.1 200 OK\r\nupgrade: h2,h2c\r\nconnection: upgrade\r\ncontent-length: 2\r\n\r\nok").await;
+    assert_eq!(collect(response).await.unwrap().text(), "ok", "nor does an offer to upgrade break it");
+}

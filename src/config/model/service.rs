@@ -68,7 +68,8 @@ pub struct Timeouts {
     #[serde(with = "human")]
     #[schemars(with = "human::Text")]
     pub connect: Duration,
-    /// From the end of the request's head to the start of the response, over all tries.
+    /// From the request to the start of the response, over all tries, connecting included; while the request's body still
+    /// comes in, from its end.
     /// `grpc-timeout` and `x-request-timeout` can only shorten it.
     #[serde(with = "human")]
     #[schemars(with = "human::Text")]

@@ -11,6 +11,7 @@ use crate::{
     net::io::Io,
     proxy::{
         body::Body,
+        headers,
         http::{Interim, SendFailure, Sent},
         pool::H1Lease,
         waiting::Waiting,
@@ -116,7 +117,9 @@ impl Exchange {
                             return Poll::Ready(Err(broken("101 to a request that asked for no upgrade")));
                         }
                     } else if head.response.status().is_informational() {
-                        interim.send(head.response);
+                        let mut response = head.response;
+                        headers::prepare_response(&mut response);
+                        interim.send(response);
                         continue;
                     }
                     self.reusable &= head.keep_alive;
@@ -187,7 +190,7 @@ impl Exchange {
             return Response::from_parts(parts, Body::Tunnel(Box::new(tunnel)));
         }
         self.reader.decoder = Decoder::new(framing);
-        let mut body = ResponseBody { exchange: self };
+        let mut body = ResponseBody { exchange: self, broken: None };
         if body.exchange.reader.decoder.is_done() {
             body.exchange.release();
             return Response::from_parts(parts, Body::Empty);
@@ -220,26 +223,36 @@ fn broken(detail: impl Into<std::borrow::Cow<'static, str>>) -> ProxyError {
 #[derive(Debug)]
 pub struct ResponseBody {
     exchange: Exchange,
+    /// Why the request's body ended early, until it is told.
+    broken: Option<ProxyError>,
 }
 
 impl ResponseBody {
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ProxyError>>> {
-        if self.exchange.sending.is_some() {
-            match self.exchange.poll_send(cx) {
-                Poll::Pending | Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(CopyError::Source(error))) => return Poll::Ready(Some(Err(error))),
-                // It does not want the rest; its response says why.
-                Poll::Ready(Err(_)) => {
-                    self.exchange.sending = None;
-                    self.exchange.reusable = false;
-                }
-            }
+        self.poll_beside(cx);
+        if let Some(error) = self.broken.take() {
+            return Poll::Ready(Some(Err(error)));
         }
         let next = self.exchange.reader.poll_body(cx);
         if self.exchange.reader.decoder.is_done() {
             self.exchange.release();
         }
         next
+    }
+
+    /// Sends on what is left of the request.
+    pub fn poll_beside(&mut self, cx: &mut Context<'_>) {
+        if self.exchange.sending.is_none() {
+            return;
+        }
+        match self.exchange.poll_send(cx) {
+            Poll::Pending | Poll::Ready(Ok(())) => return,
+            Poll::Ready(Err(CopyError::Source(error))) => self.broken = Some(error),
+            // It does not want the rest; its response says why.
+            Poll::Ready(Err(_)) => {}
+        }
+        self.exchange.sending = None;
+        self.exchange.reusable = false;
     }
 
     pub fn is_done(&self) -> bool {

@@ -187,7 +187,11 @@ impl Sending {
             if writer.is_empty() {
                 return if self.finished { Poll::Ready(Ok(())) } else { Poll::Pending };
             }
-            ready!(writer.poll_flush(cx)).map_err(CopyError::Sink)?;
+            let Poll::Ready(flushed) = writer.poll_flush(cx) else {
+                self.body.poll_beside(cx);
+                return Poll::Pending;
+            };
+            flushed.map_err(CopyError::Sink)?;
         }
     }
 

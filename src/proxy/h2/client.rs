@@ -14,6 +14,7 @@ use crate::{
     proxy::{
         body::Body,
         connect::ConnectError,
+        headers,
         http::{Interim, SendFailure, Sent},
         pool::H2Lease,
         waiting::Waiting,
@@ -41,8 +42,9 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// How often an upstream is asked whether it is still there.
-const PING_INTERVAL: Duration = Duration::from_secs(15);
+/// How often an upstream is asked whether it is still there. gRPC servers hang up on those who ask more than once in five
+/// minutes (gRFC A8, "Client-side Keepalive"); a host that is gone is noticed earlier, by TCP's own keep-alive.
+const PING_INTERVAL: Duration = Duration::from_secs(330);
 /// An upstream's response head; as for HTTP/1.
 const MAX_HEAD: u32 = 256 * 1024;
 
@@ -219,7 +221,8 @@ impl Exchange {
             // It may have answered before; if not, the response's own error follows.
             Some(Poll::Ready(Err(PumpError::Sink(_))) | Poll::Pending) => {}
         }
-        while let Poll::Ready(Some(Ok(response))) = self.response.poll_informational(cx) {
+        while let Poll::Ready(Some(Ok(mut response))) = self.response.poll_informational(cx) {
+            headers::prepare_response(&mut response);
             interim.send(response);
         }
         match Pin::new(&mut self.response).poll(cx) {
@@ -258,7 +261,7 @@ fn with_body(response: Response<h2::RecvStream>, lease: H2Lease, sending: Option
         None => Body::H2(Box::new(recv)),
         Some(mut pump) => {
             pump.forget();
-            Body::H2Duplex(Box::new(Duplex { recv, pump: Some(pump) }))
+            Body::H2Duplex(Box::new(Duplex { recv, pump: Some(pump), broken: None }))
         }
     };
     Response::from_parts(parts, body)
@@ -269,19 +272,28 @@ fn with_body(response: Response<h2::RecvStream>, lease: H2Lease, sending: Option
 pub struct Duplex {
     recv: RecvBody,
     pump: Option<Pump>,
+    /// Why the request's body ended early, until it is told.
+    broken: Option<ProxyError>,
 }
 
 impl Duplex {
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ProxyError>>> {
-        if let Some(pump) = &mut self.pump {
-            match pump.poll(cx) {
-                Poll::Pending => {}
-                // The caller broke off; what the upstream still says is of no use to it.
-                Poll::Ready(Err(PumpError::Source(error))) => return Poll::Ready(Some(Err(error))),
-                Poll::Ready(Ok(()) | Err(PumpError::Sink(_))) => self.pump = None,
-            }
+        self.poll_beside(cx);
+        match self.broken.take() {
+            // The caller broke off; what the upstream still says is of no use to it.
+            Some(error) => Poll::Ready(Some(Err(error))),
+            None => self.recv.poll_next(cx),
         }
-        self.recv.poll_next(cx)
+    }
+
+    /// Sends on what is left of the request.
+    pub fn poll_beside(&mut self, cx: &mut Context<'_>) {
+        match self.pump.as_mut().map(|pump| pump.poll(cx)) {
+            None | Some(Poll::Pending) => return,
+            Some(Poll::Ready(Err(PumpError::Source(error)))) => self.broken = Some(error),
+            Some(Poll::Ready(Ok(()) | Err(PumpError::Sink(_)))) => {}
+        }
+        self.pump = None;
     }
 
     pub fn is_done(&self) -> bool {
@@ -329,7 +341,10 @@ fn refused(error: &h2::Error) -> ProxyError {
 fn broken(error: &h2::Error, ended: bool) -> ProxyError {
     // While the connection lasts, a GOAWAY ends only streams that the upstream has not looked at (RFC 9113, section 6.8).
     let unseen = error.reason() == Some(h2::Reason::REFUSED_STREAM)
-        || error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR) && !ended;
+        || error.is_go_away()
+            && error.is_remote()
+            && matches!(error.reason(), Some(h2::Reason::NO_ERROR | h2::Reason::ENHANCE_YOUR_CALM))
+            && !ended;
     let reason = if unseen {
         Reason::UpstreamRefused
     } else if error.is_library() && error.reason() == Some(h2::Reason::PROTOCOL_ERROR) {

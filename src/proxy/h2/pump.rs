@@ -71,8 +71,12 @@ impl Pump {
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), PumpError>> {
         while !self.finished {
             if !self.piece.is_empty() {
-                ready!(self.poll_send_piece(cx)).map_err(PumpError::Sink)?;
-                continue;
+                if let Poll::Ready(sent) = self.poll_send_piece(cx) {
+                    sent.map_err(PumpError::Sink)?;
+                    continue;
+                }
+                self.body.poll_beside(cx);
+                return Poll::Pending;
             }
             match self.body.poll_next(cx) {
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {

@@ -14,6 +14,7 @@ use crate::{
         http::{Downstream, Interim, Proxy, handle},
         listener::Listener,
         record::Record,
+        respond,
         timer::{IdleWatch, Timer},
     },
 };
@@ -22,7 +23,10 @@ use h2::{
     RecvStream,
     server::{Connection, SendResponse},
 };
-use http::{Method, Request, Response, StatusCode, Version, header::CONTENT_LENGTH};
+use http::{
+    HeaderMap, Method, Request, Response, StatusCode, Version,
+    header::{CONTENT_LENGTH, HOST},
+};
 use std::{
     cell::{Cell, RefCell},
     future::{Future, pending, poll_fn},
@@ -156,7 +160,18 @@ async fn serve_stream(request: Request<RecvStream>, respond: SendResponse<Bytes>
             timer: &mut timer,
             interim: &respond,
         };
-        let mut handling = pin!(handle(Request::from_parts(parts, body), &mut down));
+        let mut handling = pin!(async {
+            match refuse(&parts.headers, shared.listener.settings().limits.head_lines) {
+                None => handle(Request::from_parts(parts, body), &mut down).await,
+                Some(error) => {
+                    let mut record = Record::start(&down, &Request::from_parts(parts, Body::Empty));
+                    let response = respond::error(&error, false);
+                    record.responded(response.status());
+                    record.failed(error);
+                    (response, record)
+                }
+            }
+        });
         poll_fn(|cx| match handling.as_mut().poll(cx) {
             Poll::Ready(handled) => Poll::Ready(Some(handled)),
             // The client cancelled. Dropping what was begun cancels it upstream, too.
@@ -173,6 +188,18 @@ async fn serve_stream(request: Request<RecvStream>, respond: SendResponse<Bytes>
         }
         Err(error) => record.failed(error),
     }
+}
+
+/// What the h2 crate lets through and is refused from HTTP/1 clients as well.
+fn refuse(headers: &HeaderMap, max_lines: usize) -> Option<ProxyError> {
+    if headers.len() > max_lines {
+        return Some(ProxyError::new(Reason::HeadTooLarge, format!("the head has more than {max_lines} lines")));
+    }
+    // An upstream that speaks HTTP/1 would get them one by one.
+    [HOST, CONTENT_LENGTH].into_iter().find(|name| headers.get_all(name).iter().nth(1).is_some()).map(|name| {
+        let detail = if name == HOST { "more than one Host header" } else { "more than one Content-Length" };
+        ProxyError::new(Reason::AmbiguousRequest, detail)
+    })
 }
 
 async fn write_response(
