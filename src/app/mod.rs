@@ -11,7 +11,7 @@ use crate::{
     config::{self, Config},
     discovery::{self, Discovery},
     net::listen,
-    telemetry::{Telemetry, access_log::AccessLog, labels::WORDS, log::LogHandle, metrics::Metrics},
+    telemetry::{Telemetry, access_log, access_log::AccessLog, labels::WORDS, log::LogHandle, metrics::Metrics},
 };
 use anyhow::{Context, bail, ensure};
 use arc_swap::ArcSwap;
@@ -137,6 +137,9 @@ impl App {
         ensure!(old.workers.count() == new.workers.count(), "`workers` cannot change while pillion runs; restart it");
         ensure!(old.admin == new.admin, "`admin.listen` cannot change while pillion runs; restart it");
         ensure!(old.log.format == new.log.format, "`log.format` cannot change while pillion runs; restart it");
+        if old.access_log.path != new.access_log.path {
+            access_log::check(&new.access_log)?;
+        }
         let sockets = self.bind_new(&new)?;
         let registries = self.registries.changed_to(&new).await?;
         // The last step that can fail.

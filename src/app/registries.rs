@@ -9,7 +9,7 @@ use crate::{
         file::FileRegistry,
     },
 };
-use anyhow::Context;
+use anyhow::{Context, bail};
 use indexmap::IndexMap;
 use std::sync::Arc;
 use tokio::{net::TcpListener, task::JoinSet};
@@ -43,6 +43,10 @@ impl RegistrySet {
         for (name, wanted) in &config.registries {
             let one = match self.built.get(name) {
                 Some(there) if there.config == *wanted => there.clone(),
+                // It holds its socket and its file, and what it knows.
+                Some(there) if there.embedded.is_some() && matches!(wanted, config::Registry::Embedded(_)) => {
+                    bail!("registries.{name}: an embedded registry cannot change while pillion runs; restart it")
+                }
                 _ => Arc::new(build(name, wanted).await.with_context(|| format!("registries.{name}"))?),
             };
             built.insert(name.clone(), one);

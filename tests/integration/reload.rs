@@ -201,10 +201,15 @@ async fn a_bad_reload_says_all_that_is_wrong_and_touches_nothing() {
     // What cannot change while it runs is refused as a whole.
     fs::write(config(&setup.folder), fs::read_to_string(config(&setup.folder)).unwrap() + "workers: 2\n").unwrap();
     setup.hangup(STAYS).await;
+    // So is a log that cannot be opened.
+    let text = fs::read_to_string(config(&setup.folder)).unwrap().replace("workers: 2\n", "");
+    fs::write(config(&setup.folder), text + "access_log: { path: not/there/access.log }\n").unwrap();
+    setup.hangup(STAYS).await;
+    assert!(setup.pillion.log().contains("access_log.path"), "{}", setup.pillion.log());
     // A file that is gone is bad, too.
     fs::remove_file(config(&setup.folder)).unwrap();
     setup.hangup(STAYS).await;
-    assert_eq!(setup.pillion.metric("pillion_config_reloads_total{result=\"failed\"").await, 4.0);
+    assert_eq!(setup.pillion.metric("pillion_config_reloads_total{result=\"failed\"").await, 5.0);
     assert_eq!(setup.pillion.metric("pillion_config_reloads_total{result=\"ok\"").await, 0.0);
 
     // And a good one takes effect.

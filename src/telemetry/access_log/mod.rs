@@ -15,6 +15,7 @@ use super::metrics::Counter;
 use crate::config::{self, AccessLogMode};
 use std::{
     io,
+    path::Path,
     sync::{
         Arc,
         atomic::{
@@ -41,6 +42,14 @@ pub struct AccessLog {
     failures: AtomicBool,
     settings: Arc<writer::Settings>,
     dropped: Arc<Counter>,
+}
+
+/// Whether the log that the config names can be opened.
+pub fn check(config: &config::AccessLog) -> io::Result<()> {
+    Target::open(config.path.as_deref()).map(drop).map_err(|error| {
+        let path = config.path.as_deref().unwrap_or(Path::new("standard output"));
+        io::Error::new(error.kind(), format!("access_log.path: {}: {error}", path.display()))
+    })
 }
 
 impl AccessLog {
