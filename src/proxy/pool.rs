@@ -270,7 +270,10 @@ impl Slot {
             why.is_none()
         });
         // Dropping the last handle lets requests in progress end, then closes the connection.
-        self.multiplexed.borrow_mut().retain(|connection| !gone && connection.is_worth_keeping(pool, now, PERIOD));
+        self.multiplexed.borrow_mut().retain(|connection| {
+            let why = if gone { Some(PoolClosed::Removed) } else { connection.poor(pool, now, PERIOD) };
+            why.inspect(|why| connection.leave(*why)).is_none()
+        });
     }
 }
 
@@ -280,6 +283,7 @@ impl Drop for Slot {
             self.metrics.pool.idle.dec();
             self.metrics.pool.closed.inc(PoolClosed::Removed as usize);
         }
+        self.multiplexed.get_mut().iter().for_each(|connection| connection.leave(PoolClosed::Removed));
     }
 }
 
@@ -358,7 +362,7 @@ pub struct H2Lease {
 
 impl H2Lease {
     fn new(connection: Rc<h2::Connection>) -> Self {
-        connection.streams.set(connection.streams.get() + 1);
+        connection.begin();
         connection.idle.set(Duration::ZERO);
         let reused = connection.used.replace(true);
         Self { connection, reused }
@@ -367,6 +371,6 @@ impl H2Lease {
 
 impl Drop for H2Lease {
     fn drop(&mut self) {
-        self.connection.streams.set(self.connection.streams.get() - 1);
+        self.connection.end();
     }
 }

@@ -1,6 +1,7 @@
 //! Whoever waits for too long is told so, and whoever leaves leaves nothing behind.
 
 use crate::{
+    http2_peer::H2Upstream,
     peer::{PATIENCE, Peer, Upstream, get, ok, post},
     pillion::Setup,
 };
@@ -257,6 +258,25 @@ async fn an_idle_upstream_connection_is_closed_after_its_time() {
     client.response().await;
     server.closed().await;
     pillion.until_metric("pillion_pool_closed_total", &["reason=\"idle\""], 1.0).await;
+}
+
+#[tokio::test]
+async fn an_http_2_upstream_connection_is_counted_by_what_it_does() {
+    let upstream = H2Upstream::bind().await;
+    let settings = "user-service: { pool: { idle_timeout: 2s } }";
+    let pillion = Setup::users([upstream.instance()]).service(settings).start().await;
+    let mut client = pillion.connect().await;
+    client.send(get("/")).await;
+    let mut server = upstream.accept().await;
+    let exchange = server.next().await;
+    let counted = async |state: &str| pillion.metric("pillion_pool_connections", &[state]).await;
+    assert_eq!((counted("state=\"active\"").await, counted("state=\"idle\"").await), (1.0, 0.0));
+    exchange.ok("ok");
+    client.response().await;
+    pillion.until_metric("pillion_pool_connections", &["state=\"idle\""], 1.0).await;
+    assert!(server.try_next().await.is_none(), "closed after its time");
+    pillion.until_metric("pillion_pool_closed_total", &["reason=\"idle\""], 1.0).await;
+    assert_eq!(pillion.metric("pillion_pool_connections", &[]).await, 0.0);
 }
 
 #[tokio::test]

@@ -63,6 +63,18 @@ pub struct Connection {
     pub used: Cell<bool>,
     /// Whether the end of its bytes has been seen.
     ended: Rc<Cell<bool>>,
+    metrics: Arc<ServiceMetrics>,
+    counted: Cell<Counted>,
+    /// Why the pool lets go of it, if it does.
+    left: Cell<PoolClosed>,
+}
+
+/// What a connection is counted as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Counted {
+    Idle,
+    Active,
+    Closed,
 }
 
 impl fmt::Debug for Connection {
@@ -112,8 +124,11 @@ impl Connection {
             closed: Cell::new(false),
             used: Cell::new(false),
             ended,
+            counted: Cell::new(Counted::Idle),
+            left: Cell::new(PoolClosed::Used),
+            metrics,
         });
-        metrics.pool.active.inc();
+        connection.metrics.pool.idle.inc();
         let weak = Rc::downgrade(&connection);
         let pings = driver.ping_pong();
         // Ends when the connection does, at the latest when its last handle and its last stream are gone.
@@ -132,9 +147,8 @@ impl Connection {
             }
             if let Some(connection) = weak.upgrade() {
                 connection.closed.set(true);
+                connection.count_closed(PoolClosed::Peer);
             }
-            metrics.pool.active.dec();
-            metrics.pool.closed.inc(PoolClosed::Peer as usize);
         });
         Ok(connection)
     }
@@ -144,13 +158,58 @@ impl Connection {
         !self.closed.get() && (self.streams.get() as usize) < self.send.current_max_send_streams()
     }
 
-    /// The pool's sweep, which comes every `period`.
-    pub fn is_worth_keeping(&self, pool: &Pool, now: Instant, period: Duration) -> bool {
+    /// Why the pool's sweep, which comes every `period`, is to let go of it. Requests in progress go on.
+    pub fn poor(&self, pool: &Pool, now: Instant, period: Duration) -> Option<PoolClosed> {
         if self.streams.get() == 0 {
             self.idle.set(self.idle.get() + period);
         }
-        let aged = now.saturating_duration_since(self.opened) >= pool.max_age;
-        !self.closed.get() && !aged && self.idle.get() < pool.idle_timeout
+        if self.closed.get() {
+            Some(PoolClosed::Peer)
+        } else if now.saturating_duration_since(self.opened) >= pool.max_age {
+            Some(PoolClosed::Age)
+        } else {
+            (self.idle.get() >= pool.idle_timeout).then_some(PoolClosed::Idle)
+        }
+    }
+
+    /// Lets go of it: it closes once its last request has ended, and is then counted as closed for this reason.
+    pub fn leave(&self, why: PoolClosed) {
+        self.left.set(why);
+    }
+
+    /// A request begins on it.
+    pub fn begin(&self) {
+        self.streams.set(self.streams.get() + 1);
+        if self.counted.get() == Counted::Idle {
+            self.counted.set(Counted::Active);
+            self.metrics.pool.idle.dec();
+            self.metrics.pool.active.inc();
+        }
+    }
+
+    /// A request has ended on it.
+    pub fn end(&self) {
+        self.streams.set(self.streams.get() - 1);
+        if self.streams.get() == 0 && self.counted.get() == Counted::Active {
+            self.counted.set(Counted::Idle);
+            self.metrics.pool.active.dec();
+            self.metrics.pool.idle.inc();
+        }
+    }
+
+    fn count_closed(&self, why: PoolClosed) {
+        match self.counted.replace(Counted::Closed) {
+            Counted::Idle => self.metrics.pool.idle.dec(),
+            Counted::Active => self.metrics.pool.active.dec(),
+            Counted::Closed => return,
+        }
+        self.metrics.pool.closed.inc(why as usize);
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.count_closed(self.left.get());
     }
 }
 
