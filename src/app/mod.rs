@@ -57,8 +57,9 @@ impl App {
             .await
             .with_context(|| taken(config.admin.listen, "the admin interface", "`admin.listen` or --admin"))?;
         let metrics = Metrics::new(WORDS);
+        access_log::check(&config.access_log)?;
         let access_log = AccessLog::start(&config.access_log, metrics.access_log_dropped.clone())
-            .with_context(|| format!("access_log: cannot open {:?}", config.access_log.path))?;
+            .context("the access log cannot be started")?;
         let telemetry = Arc::new(Telemetry { metrics, access_log });
         let registries = RegistrySet::default().changed_to(&config).await?;
         let (discovery, handle) = Discovery::new(config.clone(), registries.handles(), telemetry.clone())?;

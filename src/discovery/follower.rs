@@ -70,6 +70,7 @@ impl Follower {
             sources: seen.iter().map(|source| source.observed.clone()).collect(),
             counted,
             failures: vec![0; seen.len()],
+            failing: vec![false; seen.len()],
             known: cluster.load().state == State::Known,
             heard: false,
         };
@@ -178,6 +179,8 @@ struct Publisher {
     sources: Vec<watch::Receiver<Observation>>,
     counted: Vec<Arc<SourceMetrics>>,
     failures: Vec<u64>,
+    /// Which sources are in a failure that was told.
+    failing: Vec<bool>,
     /// Whether any source ever listed an instance.
     known: bool,
     /// Whether an answer of these sources has been in force.
@@ -241,6 +244,18 @@ impl Publisher {
                 counted.failures.add(observed.failures - *known);
                 *known = observed.failures;
             }
+        }
+        // Once when it begins and once when it is over, not each time.
+        for (observed, (failing, counted)) in seen.iter().zip(self.failing.iter_mut().zip(&self.counted)) {
+            let service = &self.cluster.name;
+            match &observed.failure {
+                Some(error) if !*failing => {
+                    tracing::warn!(%service, registry = counted.source(), %error, "a registry fails; what it said last stays in use");
+                }
+                None if *failing => tracing::info!(%service, registry = counted.source(), "the registry answers again"),
+                _ => {}
+            }
+            *failing = observed.failure.is_some();
         }
     }
 }

@@ -18,6 +18,8 @@ const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// How often a request was tried before, plus one. Not on the first try.
+pub const X_PILLION_ATTEMPT: HeaderName = HeaderName::from_static("x-pillion-attempt");
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_REQUEST_TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout");
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
@@ -65,6 +67,7 @@ pub struct Found {
     forwarded_proto: bool,
     forwarded_host: bool,
     request_id: bool,
+    attempt: bool,
     timeout: bool,
     cookie: bool,
 }
@@ -82,6 +85,7 @@ impl Found {
                 "x-forwarded-proto" => found.forwarded_proto = true,
                 "x-forwarded-host" => found.forwarded_host = true,
                 "x-request-id" => found.request_id = true,
+                "x-pillion-attempt" => found.attempt = true,
                 "grpc-timeout" | "x-request-timeout" => found.timeout = true,
                 "cookie" => found.cookie = true,
                 _ => {}
@@ -153,6 +157,10 @@ pub fn prepare_request(parts: &mut request::Parts, found: &Found, origin: &Origi
         && let Some(host) = headers.get(HOST).cloned()
     {
         headers.append(X_FORWARDED_HOST, host);
+    }
+    if found.attempt {
+        // Ours to say.
+        headers.remove(X_PILLION_ATTEMPT);
     }
     if !found.request_id {
         headers.append(X_REQUEST_ID, request_id());
@@ -338,6 +346,7 @@ mod tests {
         assert_eq!(headers["x-forwarded-host"], "users");
         assert_eq!(headers["x-request-id"].len(), 32);
         assert_eq!(prepared(&[("x-request-id", "mine")])["x-request-id"], "mine");
+        assert!(!prepared(&[("x-pillion-attempt", "7")]).contains_key("x-pillion-attempt"));
     }
 
     #[tokio::test(start_paused = true)]

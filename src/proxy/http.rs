@@ -145,7 +145,7 @@ async fn ready_snapshot(
             Err(ProxyError::new(Reason::UnknownService, detail))
         }
         State::Pending => {
-            let detail = format!("no registry answered about `{}` in {first_answer:?}", cluster.name);
+            let detail = format!("no registry has answered about `{}` yet; {first_answer:?} are allowed", cluster.name);
             Err(ProxyError::new(Reason::DiscoveryTimeout, detail))
         }
     }
@@ -203,7 +203,7 @@ impl Journey<'_> {
             }
             record.retried(failed.reason);
             (body, endpoint, retries) = (again, next, retries + 1);
-            self.parts.headers.insert(retry::X_PILLION_ATTEMPT, HeaderValue::from(retries + 1));
+            self.parts.headers.insert(headers::X_PILLION_ATTEMPT, HeaderValue::from(retries + 1));
         }
     }
 

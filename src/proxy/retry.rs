@@ -11,8 +11,6 @@ use http::{
 };
 use std::time::{Duration, SystemTime};
 
-/// How often a request was tried before, plus one. Not on the first try.
-pub const X_PILLION_ATTEMPT: HeaderName = HeaderName::from_static("x-pillion-attempt");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// How a gRPC server says when to come again, or with a negative number not to. (gRFC A6, "Client Retries".)
 const GRPC_RETRY_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");

@@ -246,6 +246,10 @@ impl ServiceMetrics {
 }
 
 impl SourceMetrics {
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     fn collect(&self, page: &mut Page) {
         let labels = [("service", &*self.service), ("source", &*self.source)];
         if let Some(age) = (self.age)() {
