@@ -57,9 +57,7 @@ impl App {
             .await
             .with_context(|| taken(config.admin.listen, "the admin interface", "`admin.listen` or --admin"))?;
         let metrics = Metrics::new(WORDS);
-        access_log::check(&config.access_log)?;
-        let access_log = AccessLog::start(&config.access_log, metrics.access_log_dropped.clone())
-            .context("the access log cannot be started")?;
+        let access_log = AccessLog::start(&config.access_log, metrics.access_log_dropped.clone())?;
         let telemetry = Arc::new(Telemetry { metrics, access_log });
         let registries = RegistrySet::default().changed_to(&config).await?;
         let (discovery, handle) = Discovery::new(config.clone(), registries.handles(), telemetry.clone())?;

@@ -107,15 +107,18 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let _entered = runtime.enter();
         let (budget, now) = (Arc::new(Budget::default()), Instant::now());
+        let all = Arc::new(AtomicUsize::new(0));
         let counts: Vec<_> = (0..4)
             .map(|_| {
-                let budget = budget.clone();
+                let (budget, all) = (budget.clone(), all.clone());
                 std::thread::spawn(move || {
                     let mut from_floor = 0;
                     for _ in 0..10_000 {
                         // Without the floor, 20 at most may be held by all together.
                         let held: Vec<_> = (0..10).filter_map(|_| budget.take(0.2, 0.0, 120, now)).collect();
-                        assert!(held.len() <= 20);
+                        let together = all.fetch_add(held.len(), Relaxed) + held.len();
+                        assert!(together <= 20, "{together}");
+                        all.fetch_sub(held.len(), Relaxed);
                         drop(held);
                         from_floor += usize::from(budget.take(0.0, 10.0, 0, now).is_some());
                     }

@@ -168,22 +168,22 @@ impl Journey<'_> {
     async fn try_endpoints(&mut self, mut body: Body, record: &mut Record) -> Result<Response<Body>, ProxyError> {
         let mut tried: Vec<Arc<Endpoint>> = Vec::new();
         let mut endpoint = self.pick(&tried, record.started()).ok_or_else(|| no_endpoints(self.snapshot))?;
-        let (mut fresh, mut retries) = (0, 0);
+        let (mut fresh, mut replaced, mut retries) = (false, 0, 0);
         // Held while a retry waits and until it has ended.
         let mut grant = None;
         loop {
             record.attempt(InFlight::start(endpoint.clone()));
-            let sent = self.send_to(&endpoint, body, fresh > 0).await;
+            let sent = self.send_to(&endpoint, body, fresh).await;
             let failed = match self.classify(sent, &endpoint) {
                 Ok(response) => return Ok(response),
                 Err(failed) => failed,
             };
             drop(grant.take());
             if failed.stale
-                && fresh < MAX_FRESH
+                && replaced < MAX_FRESH
                 && let Some(again) = failed.again
             {
-                fresh += 1;
+                (fresh, replaced) = (true, replaced + 1);
                 record.retried(failed.reason);
                 body = again;
                 continue;
@@ -202,7 +202,7 @@ impl Journey<'_> {
                 discard(response);
             }
             record.retried(failed.reason);
-            (body, endpoint, retries) = (again, next, retries + 1);
+            (body, endpoint, fresh, retries) = (again, next, false, retries + 1);
             self.parts.headers.insert(headers::X_PILLION_ATTEMPT, HeaderValue::from(retries + 1));
         }
     }

@@ -33,6 +33,8 @@ pub struct Waiting<'t> {
     started: Instant,
     /// Whether the request had to be waited for, as one whose body comes slowly.
     slow: bool,
+    /// Whether the request was sent once, so that its own time counts besides the caller's deadline.
+    counted: bool,
     tries: u32,
     /// Since when this try's response is waited for, or the try runs.
     since: Instant,
@@ -59,6 +61,7 @@ impl<'t> Waiting<'t> {
             begun: Some(begun),
             started: begun,
             slow: false,
+            counted: false,
             tries: 0,
             since: begun,
             sent: false,
@@ -74,9 +77,9 @@ impl<'t> Waiting<'t> {
             let now = self.begun.unwrap_or_else(Instant::now);
             self.since = now;
             // Counted from the first try on.
-            if self.over == self.deadline {
-                let over = if self.slow { now } else { self.started } + self.request;
-                self.over = Some(self.deadline.map_or(over, |deadline| deadline.min(over)));
+            if !self.counted {
+                self.counted = true;
+                self.over = Some(self.whole(if self.slow { now } else { self.started }));
             }
             let tried = self.per_try.map(|per_try| Instant::now() + per_try);
             let until = self.over.into_iter().chain(tried).min();
@@ -116,12 +119,12 @@ impl<'t> Waiting<'t> {
         }
         while self.timer.poll_expired(cx).is_ready() {
             let now = Instant::now();
-            if self.until.is_some_and(|until| now >= until) {
+            if let Some(until) = self.until.filter(|until| now >= *until) {
                 if self.until != self.over {
                     let detail = format!("no response in {:?} to this try", self.per_try.unwrap_or_default());
                     return Poll::Ready(ProxyError::new(Reason::TryTimeout, detail));
                 }
-                return Poll::Ready(self.is_over());
+                return Poll::Ready(self.too_late(until));
             }
             if self.sent {
                 return Poll::Pending;
@@ -143,20 +146,26 @@ impl<'t> Waiting<'t> {
         self.timer.set(self.until.map_or(look, |until| until.min(look)));
     }
 
-    /// What comes of `future`, unless the caller's deadline comes first.
+    /// What comes of `future`, unless the time for all tries is over first.
     pub async fn in_time<F: Future>(&self, future: F) -> Result<F::Output, ProxyError> {
         let mut future = pin!(future);
         // Nearly always it is there at once, and needs no timer.
         if let Poll::Ready(output) = poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await {
             return Ok(output);
         }
-        let over = self.over.unwrap_or(self.started + self.request);
-        Box::pin(tokio::time::timeout_at(over, future)).await.map_err(|_| self.is_over())
+        let over = self.over.filter(|_| self.counted).unwrap_or_else(|| self.whole(self.started));
+        Box::pin(tokio::time::timeout_at(over, future)).await.map_err(|_| self.too_late(over))
     }
 
-    /// The time for all tries has passed.
-    fn is_over(&self) -> ProxyError {
-        if self.over == self.deadline {
+    /// When all is over if the request's own time counts from `start`.
+    fn whole(&self, start: Instant) -> Instant {
+        let over = start + self.request;
+        self.deadline.map_or(over, |deadline| deadline.min(over))
+    }
+
+    /// The time for all tries, which was to be over then, has passed.
+    fn too_late(&self, over: Instant) -> ProxyError {
+        if self.deadline == Some(over) {
             return past_deadline();
         }
         ProxyError::new(Reason::RequestTimeout, format!("no response in {:?}", self.request))

@@ -377,31 +377,6 @@ async fn what_http_1_clients_may_not_send_http_2_clients_may_not_either() {
 }
 
 #[tokio::test]
-async fn a_response_that_is_not_read_does_not_keep_the_request_from_flowing() {
-    let upstream = H2Upstream::bind().await;
-    let pillion = Setup::users([upstream.instance()]).start().await;
-    let client = Client::connect(pillion.egress()).await;
-    let (response, mut up) = client.start(request("POST", "/bidi"), false).await;
-    let mut connection = upstream.accept().await;
-    let mut exchange = connection.next().await;
-    let mut down = exchange.respond.send_response(Response::new(()), false).unwrap();
-    let body = soon("a response", response).await.unwrap().into_body();
-    // More than all windows on the way hold; the client takes none of it.
-    let mut flood = tokio::spawn(async move { send_all(&mut down, Bytes::from(vec![b'x'; 8 << 20]), true).await });
-    let stuck = tokio::time::timeout(Duration::from_millis(300), &mut flood).await;
-    assert!(stuck.is_err(), "nobody reads it");
-    for n in 0..20 {
-        let said = format!("said {n}");
-        up.send_data(said.clone().into(), false).unwrap();
-        let heard = soon("what the client said", exchange.body.data()).await.unwrap().unwrap();
-        exchange.body.flow_control().release_capacity(heard.len()).unwrap();
-        assert_eq!(heard, said);
-    }
-    flood.abort();
-    drop(body);
-}
-
-#[tokio::test]
 async fn interim_responses_lose_what_http_2_forbids() {
     let upstream = Upstream::bind().await;
     let pillion = Setup::users([upstream.address]).start().await;

@@ -1,12 +1,15 @@
 //! HTTP/2 upstreams: what goes to them, and how many connections it takes.
 
 use crate::{
-    http2_peer::{Client, H2Upstream, collect, read, request, soon},
+    http2_peer::{Client, Exchange, H2Upstream, ServerConnection, collect, read, request, send_all, soon},
     peer::{Upstream, get, post},
-    pillion::Setup,
+    pillion::{Pillion, Setup},
 };
+use bytes::Bytes;
 use futures_util::future::join_all;
+use h2::{RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Request, Response, Version};
+use std::time::Duration;
 
 fn trailers(name: &'static str, value: &'static str) -> HeaderMap {
     HeaderMap::from_iter([(name.parse().unwrap(), HeaderValue::from_static(value))])
@@ -64,16 +67,33 @@ async fn an_http_1_request_becomes_http_2_with_its_trailers() {
     }
 }
 
+/// A stream on which both sides have begun to talk.
+struct BothWays {
+    up: SendStream<Bytes>,
+    exchange: Exchange,
+    down: SendStream<Bytes>,
+    body: RecvStream,
+    #[allow(dead_code, reason = "held for their drops")]
+    held: (Pillion, Client, ServerConnection),
+}
+
+impl BothWays {
+    async fn open() -> Self {
+        let upstream = H2Upstream::bind().await;
+        let pillion = Setup::users([upstream.instance()]).start().await;
+        let client = Client::connect(pillion.egress()).await;
+        let (response, up) = client.start(request("POST", "/bidi"), false).await;
+        let mut connection = upstream.accept().await;
+        let mut exchange = connection.next().await;
+        let down = exchange.respond.send_response(Response::new(()), false).unwrap();
+        let body = soon("a response", response).await.unwrap().into_body();
+        Self { up, exchange, down, body, held: (pillion, client, connection) }
+    }
+}
+
 #[tokio::test]
 async fn both_sides_of_a_stream_flow_at_once() {
-    let upstream = H2Upstream::bind().await;
-    let pillion = Setup::users([upstream.instance()]).start().await;
-    let client = Client::connect(pillion.egress()).await;
-    let (response, mut up) = client.start(request("POST", "/bidi"), false).await;
-    let mut connection = upstream.accept().await;
-    let mut exchange = connection.next().await;
-    let mut down = exchange.respond.send_response(Response::new(()), false).unwrap();
-    let mut body = soon("a response", response).await.unwrap().into_body();
+    let BothWays { mut up, mut exchange, mut down, mut body, held: _held } = BothWays::open().await;
     for n in 0..20 {
         up.send_data(format!("ping {n}").into(), false).unwrap();
         assert_eq!(soon("a ping", exchange.body.data()).await.unwrap().unwrap(), format!("ping {n}"));
@@ -87,6 +107,24 @@ async fn both_sides_of_a_stream_flow_at_once() {
     down.send_trailers(trailers("grpc-status", "0")).unwrap();
     let (rest, end) = read(&mut body).await.unwrap();
     assert_eq!((rest.as_slice(), &end.unwrap()["grpc-status"]), (&b"last"[..], &HeaderValue::from_static("0")));
+}
+
+#[tokio::test]
+async fn a_response_that_is_not_read_does_not_keep_the_request_from_flowing() {
+    let BothWays { mut up, mut exchange, mut down, body, held: _held } = BothWays::open().await;
+    // More than all windows on the way hold; the client takes none of it.
+    let mut flood = tokio::spawn(async move { send_all(&mut down, Bytes::from(vec![b'x'; 8 << 20]), true).await });
+    let stuck = tokio::time::timeout(Duration::from_millis(300), &mut flood).await;
+    assert!(stuck.is_err(), "nobody reads it");
+    for n in 0..20 {
+        let said = format!("said {n}");
+        up.send_data(said.clone().into(), false).unwrap();
+        let heard = soon("what the client said", exchange.body.data()).await.unwrap().unwrap();
+        exchange.body.flow_control().release_capacity(heard.len()).unwrap();
+        assert_eq!(heard, said);
+    }
+    flood.abort();
+    drop(body);
 }
 
 #[tokio::test]

@@ -54,6 +54,20 @@ async fn a_connection_that_does_not_come_about_is_given_up() {
 }
 
 #[tokio::test]
+async fn the_request_s_own_time_bounds_connecting_too() {
+    let hole = BlackHole::open().await;
+    let settings = "user-service: { timeouts: { connect: 10s, request: 300ms } }";
+    let pillion = Setup::users([hole.address]).service(settings).start().await;
+    let mut client = pillion.connect().await;
+    let start = Instant::now();
+    client.send(get("/")).await;
+    let response = client.response().await;
+    assert_eq!(response.error(), (504, Some("request_timeout")));
+    assert!(response.text().contains("no response in 300ms"), "not the caller's deadline: {}", response.text());
+    assert!((300 * MS..2000 * MS).contains(&start.elapsed()), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
 async fn another_endpoint_is_tried_after_a_connect_timeout() {
     let (hole, upstream) = (BlackHole::open().await, Upstream::bind().await.answering(|_| ok("ok")));
     let pillion = Setup::users([hole.address, upstream.address])

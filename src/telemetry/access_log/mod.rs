@@ -46,7 +46,11 @@ pub struct AccessLog {
 
 /// Whether the log that the config names can be opened.
 pub fn check(config: &config::AccessLog) -> io::Result<()> {
-    Target::open(config.path.as_deref()).map(drop).map_err(|error| {
+    open(config).map(drop)
+}
+
+fn open(config: &config::AccessLog) -> io::Result<Target> {
+    Target::open(config.path.as_deref()).map_err(|error| {
         let path = config.path.as_deref().unwrap_or(Path::new("standard output"));
         io::Error::new(error.kind(), format!("access_log.path: {}: {error}", path.display()))
     })
@@ -55,7 +59,7 @@ pub fn check(config: &config::AccessLog) -> io::Result<()> {
 impl AccessLog {
     /// Opens the log and starts its writer. Lines that are lost are counted in `dropped`.
     pub fn start(config: &config::AccessLog, dropped: Arc<Counter>) -> io::Result<Self> {
-        Self::start_with(config, Target::open(config.path.as_deref())?, dropped)
+        Self::start_with(config, open(config)?, dropped)
     }
 
     fn start_with(config: &config::AccessLog, target: Target, dropped: Arc<Counter>) -> io::Result<Self> {
