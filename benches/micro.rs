@@ -48,7 +48,7 @@ fn instances(count: usize) -> Vec<Instance> {
 }
 
 fn cluster(policy: Policy) -> Cluster {
-    Cluster::new("users", settings(policy), Metrics::new(WORDS).service("users"))
+    Cluster::new("users", settings(policy), Metrics::new(WORDS).service("users"), Arc::default())
 }
 
 #[divan::bench(args = POLICIES.into_iter().flat_map(|policy| SIZES.map(|size| Pick { policy, size })).collect::<Vec<_>>())]

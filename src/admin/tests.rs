@@ -3,6 +3,7 @@ use super::{
     *,
 };
 use crate::{
+    cluster::health::{Choice, Outcome},
     config::{self, Service},
     discovery::{Discovery, Registries},
     registry::{
@@ -181,8 +182,8 @@ async fn services_and_their_endpoints_are_shown() {
     let cluster = running.discovery.table().get("users").unwrap();
     let endpoint = cluster.load().endpoints[0].clone();
     endpoint.live.observe(Duration::from_millis(5), Instant::now());
-    endpoint.live.failed();
-    let _carried = crate::cluster::endpoint::InFlight::start(endpoint);
+    let mut carried = crate::cluster::endpoint::InFlight::start(endpoint, Choice::Available);
+    carried.tell(Outcome::Failure, 5);
     cluster.metrics.errors.inc(crate::error::Reason::ConnectFailed as usize);
     let (status, seen) = running.read::<Detail>("/api/services/users").await;
     assert_eq!(status, StatusCode::OK);

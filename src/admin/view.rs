@@ -2,11 +2,15 @@
 //! cannot drift apart.
 
 use crate::{
-    cluster::{Cluster, Endpoint, table},
+    cluster::{
+        self, Cluster, Endpoint,
+        health::{Cause, Standing},
+        table,
+    },
     config::{Policy, Timeouts},
     discovery::SourceStatus,
     error::Reason,
-    registry::Protocol,
+    registry::{Instance, Protocol},
     telemetry::metrics::ServiceMetrics,
 };
 use serde::{Deserialize, Serialize};
@@ -33,7 +37,7 @@ pub struct Summary {
     pub in_flight: i64,
     /// Requests sent to the endpoints that there are now.
     pub requests: u64,
-    /// Those of them that failed: no response, or a 5xx.
+    /// Those of them that failed.
     pub failures: u64,
     /// Requests that pillion answered itself or cut off, by reason.
     pub errors: BTreeMap<String, u64>,
@@ -89,6 +93,9 @@ pub struct Detail {
     pub settings: Settings,
     pub sources: Vec<Source>,
     pub in_flight: i64,
+    /// Whether so few endpoints are available that all are used.
+    #[serde(default)]
+    pub panicking: bool,
     pub errors: BTreeMap<String, u64>,
     pub endpoints: Vec<EndpointDetail>,
 }
@@ -116,11 +123,48 @@ pub struct EndpointDetail {
     pub protocol: Option<Protocol>,
     pub tls: Option<bool>,
     pub healthy: bool,
+    pub health: Health,
     pub in_flight: u32,
     pub requests: u64,
+    /// Those of them that failed: a 5xx other than 501, no response, one that broke off, or a gRPC status that says so.
     pub failures: u64,
     /// The estimate that the balancer works with. It decays while nothing is sent.
     pub latency_ms: Option<f64>,
+}
+
+/// Whether an endpoint takes requests, and why.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Health {
+    pub state: Condition,
+    /// Why it is ejected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+    /// Until it gets one request as a probe.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe_in_seconds: Option<f64>,
+    pub consecutive_failures: u32,
+    pub ejections: u64,
+    /// In the last ten seconds.
+    pub recent_requests: u32,
+    /// The share of them that did not fail, from 0 to 1.
+    pub recent_success_rate: Option<f64>,
+}
+
+/// What an endpoint is at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Condition {
+    Available,
+    /// Kept out because of what its traffic showed.
+    Ejected,
+    /// Ejected until now; one request is finding out how it is.
+    Probing,
+    /// Its active checks fail.
+    Unhealthy,
+    /// Its registry calls it unhealthy.
+    Withdrawn,
+    /// Its registry gives it no weight.
+    NoWeight,
 }
 
 /// `GET` and `PUT /api/log`.
@@ -172,7 +216,7 @@ impl Summary {
             name: cluster.name.to_string(),
             state: snapshot.state.into(),
             endpoints: snapshot.endpoints.len(),
-            available: snapshot.usable(),
+            available: snapshot.available(),
             in_flight: cluster.metrics.in_flight.get(),
             requests,
             failures,
@@ -198,6 +242,7 @@ impl Detail {
             },
             sources: sources.into_iter().map(Source::from).collect(),
             in_flight: cluster.metrics.in_flight.get(),
+            panicking: cluster.metrics.panicking.get() != 0,
             errors: errors(&cluster.metrics),
             endpoints: snapshot.endpoints.iter().map(|endpoint| EndpointDetail::new(endpoint, now)).collect(),
         }
@@ -215,6 +260,7 @@ impl EndpointDetail {
             protocol: instance.protocol,
             tls: instance.tls,
             healthy: instance.healthy,
+            health: Health::new(instance, &live.health, now),
             in_flight: live.in_flight(),
             requests: live.requests(),
             failures: live.failures(),
@@ -224,7 +270,31 @@ impl EndpointDetail {
 
     /// Whether the balancer may choose it.
     pub fn is_available(&self) -> bool {
-        self.healthy && self.weight > 0
+        self.health.state == Condition::Available
+    }
+}
+
+impl Health {
+    fn new(instance: &Instance, health: &cluster::health::Health, now: Instant) -> Self {
+        let (requests, rate) = health.window().map_or((0, None), |(requests, rate)| (requests, Some(rate)));
+        let why = |cause: Cause| Some(cause.as_str().to_owned());
+        let (state, cause, left) = match health.standing(now) {
+            _ if !instance.healthy => (Condition::Withdrawn, None, None),
+            _ if instance.weight == 0 => (Condition::NoWeight, None, None),
+            Standing::Available => (Condition::Available, None, None),
+            Standing::Ejected { cause, left } => (Condition::Ejected, why(cause), Some(left)),
+            Standing::Probing { cause } => (Condition::Probing, why(cause), None),
+            Standing::Unhealthy => (Condition::Unhealthy, None, None),
+        };
+        Self {
+            state,
+            cause,
+            probe_in_seconds: left.map(|left| thousandths(left.as_secs_f64())),
+            consecutive_failures: health.consecutive_failures(),
+            ejections: health.ejections(),
+            recent_requests: requests,
+            recent_success_rate: rate.map(thousandths),
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use super::{
     services::{some, source, state},
 };
 use crate::{
-    admin::view::{Detail, EndpointDetail, Refused, State},
+    admin::view::{Condition, Detail, EndpointDetail, Health, Refused, State},
     config::{Policy, human},
     registry::Protocol,
 };
@@ -75,6 +75,9 @@ fn show(detail: &Detail) -> String {
         let failure = one.failure.as_ref().map_or_else(String::new, |failure| format!(": {failure}"));
         let _ = writeln!(out, "  {}", printable(&format!("{}{count}{failure}", source(one))));
     }
+    if detail.panicking {
+        out.push_str("  panic: too few endpoints are available, so all are used\n");
+    }
     for (reason, count) in &detail.errors {
         let _ = writeln!(out, "  answered or cut off by pillion: {count} × {}", printable(reason));
     }
@@ -138,7 +141,7 @@ fn table(endpoints: &[EndpointDetail]) -> String {
         let labels = endpoint.labels.iter().map(|(name, value)| format!("{name}={value}"));
         table.row([
             endpoint.address.clone(),
-            condition(endpoint).into(),
+            condition(&endpoint.health),
             endpoint.weight.to_string(),
             endpoint.in_flight.to_string(),
             endpoint.requests.to_string(),
@@ -158,11 +161,16 @@ fn place(address: &str) -> (bool, Option<(IpAddr, u16)>, String) {
     (ip.is_none(), ip, address.to_owned())
 }
 
-fn condition(endpoint: &EndpointDetail) -> &'static str {
-    match (endpoint.healthy, endpoint.weight) {
-        (false, _) => "unhealthy",
-        (true, 0) => "no weight",
-        (true, _) => "available",
+fn condition(Health { state, cause, probe_in_seconds, .. }: &Health) -> String {
+    let cause = cause.as_deref().unwrap_or_default().replace('_', " ");
+    match (state, probe_in_seconds) {
+        (Condition::Available, _) => "available".into(),
+        (Condition::Ejected, Some(left)) if *left > 0.0 => format!("ejected ({cause}), probe in {left:.1}s"),
+        (Condition::Ejected, _) => format!("ejected ({cause}), probe is due"),
+        (Condition::Probing, _) => format!("probing ({cause})"),
+        (Condition::Unhealthy, _) => "unhealthy (checks)".into(),
+        (Condition::Withdrawn, _) => "unhealthy (registry)".into(),
+        (Condition::NoWeight, _) => "no weight".into(),
     }
 }
 
@@ -234,6 +242,10 @@ mod tests {
         assert!(services.contains("\nusers    known        1/1 ") && services.contains("\nmail "), "{services}");
     }
 
+    fn health(state: Condition) -> Health {
+        Health { state, ..endpoint("").health }
+    }
+
     fn endpoint(address: &str) -> EndpointDetail {
         EndpointDetail {
             id: address.into(),
@@ -244,6 +256,15 @@ mod tests {
             protocol: None,
             tls: None,
             healthy: true,
+            health: Health {
+                state: Condition::Available,
+                cause: None,
+                probe_in_seconds: None,
+                consecutive_failures: 0,
+                ejections: 0,
+                recent_requests: 0,
+                recent_success_rate: None,
+            },
             in_flight: 0,
             requests: 0,
             failures: 0,
@@ -264,6 +285,7 @@ mod tests {
             },
             sources,
             in_flight: 0,
+            panicking: false,
             errors: [("no_endpoints".to_owned(), 3)].into(),
             endpoints,
         }
@@ -273,13 +295,19 @@ mod tests {
     fn endpoints_are_a_table_under_what_holds_for_all() {
         let canary = EndpointDetail {
             weight: 0,
+            health: health(Condition::NoWeight),
             zone: Some("az-1".into()),
             labels: [("env", "dev"), ("version", "canary")].map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
             ..endpoint("10.0.0.10:8080")
         };
         let busy =
             EndpointDetail { in_flight: 12, requests: 120_455, latency_ms: Some(1.234), ..endpoint("10.0.0.9:8080") };
-        let ill = EndpointDetail { healthy: false, failures: 7, ..endpoint("node-3:80") };
+        let ejected = Health {
+            cause: Some("consecutive_failures".into()),
+            probe_in_seconds: Some(1.25),
+            ..health(Condition::Ejected)
+        };
+        let ill = EndpointDetail { health: ejected, failures: 7, ..endpoint("node-3:80") };
         let main =
             Source { source: "main".into(), instances: Some(3), age_seconds: Some(3.2), failure: Some("no".into()) };
         let shown = show(&detail(State::Known, vec![ill, canary, busy], vec![main]));
@@ -289,10 +317,10 @@ users: known, 1 of 3 endpoints available
   main 3s failing, 3 instances: no
   answered or cut off by pillion: 3 × no_endpoints
 
-ADDRESS         STATE      WEIGHT  IN FLIGHT  REQUESTS  FAILED  LATENCY  ZONE  LABELS
-10.0.0.9:8080   available     100         12    120455       0    1.2ms
-10.0.0.10:8080  no weight       0          0         0       0        -  az-1  env=dev,version=cana…
-node-3:80       unhealthy     100          0         0       7        -
+ADDRESS         STATE                                          WEIGHT  IN FLIGHT  REQUESTS  FAILED  LATENCY  ZONE  LABELS
+10.0.0.9:8080   available                                         100         12    120455       0    1.2ms
+10.0.0.10:8080  no weight                                           0          0         0       0        -  az-1  env=dev,version…
+node-3:80       ejected (consecutive failures), probe in 1.2s     100          0         0       7        -
 ";
         assert_eq!(shown, expected);
     }

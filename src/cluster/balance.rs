@@ -1,11 +1,11 @@
 //! Which endpoint takes the next request. A [`Selector`] is built before a set is published; picking from it takes
 //! `&self`, no lock and no allocation.
 
-use super::endpoint::Endpoint;
+use super::{endpoint::Endpoint, health::Choice};
 use crate::config::Policy;
 use std::sync::{
     Arc,
-    atomic::{AtomicUsize, Ordering::Relaxed},
+    atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
 };
 use tokio::time::Instant;
 
@@ -19,13 +19,15 @@ pub struct Selector {
     /// Weight of each endpoint over the mean of those that can be chosen.
     share: Box<[f64]>,
     turn: Turn,
+    /// Whether so few are available that all are used.
+    panicking: AtomicBool,
 }
 
 impl Selector {
     /// Chooses among the `wanted` ones. Endpoints with weight 0, and those that their registry calls unhealthy, are never
-    /// chosen.
+    /// chosen; those that are ejected or fail their checks are not as long as enough others are left.
     pub fn new(policy: Policy, endpoints: &[Arc<Endpoint>], wanted: impl Fn(&Endpoint) -> bool) -> Self {
-        let weight = |e: &Arc<Endpoint>| if e.instance.healthy && wanted(e) { e.instance.weight } else { 0 };
+        let weight = |e: &Arc<Endpoint>| if e.is_usable() && wanted(e) { e.instance.weight } else { 0 };
         let weights: Vec<u32> = endpoints.iter().map(weight).collect();
         let usable = weights.iter().filter(|w| **w > 0).count();
         let sum: f64 = weights.iter().map(|w| f64::from(*w)).sum();
@@ -38,6 +40,7 @@ impl Selector {
             draw: WeightedDraw::new(&weights),
             share: weights.iter().map(|w| f64::from(*w) / mean).collect(),
             turn: if policy == Policy::RoundRobin { Turn::new(&weights) } else { Turn::default() },
+            panicking: AtomicBool::new(false),
         }
     }
 
@@ -51,21 +54,65 @@ impl Selector {
         self.draw.usable.len()
     }
 
-    /// The index of the endpoint for the next request, other than the ones in `tried` as long as there is another.
-    pub fn pick(&self, endpoints: &[Arc<Endpoint>], tried: &[Arc<Endpoint>], now: Instant) -> Option<usize> {
+    /// Counts those that are available, and decides from that whether to panic: whether they are less than
+    /// `threshold_percent` of all.
+    pub fn recount(&self, endpoints: &[Arc<Endpoint>], threshold_percent: u32) -> usize {
+        let usable = &self.draw.usable;
+        let available = usable.iter().filter(|index| endpoints[**index].live.health.is_available()).count();
+        let panicking = (available as u64) * 100 < usable.len() as u64 * u64::from(threshold_percent);
+        self.panicking.store(panicking, Relaxed);
+        available
+    }
+
+    pub fn is_panicking(&self) -> bool {
+        self.panicking.load(Relaxed)
+    }
+
+    /// The index of the endpoint for the next request, none of those in `tried`, and how it comes to be chosen.
+    pub fn pick(&self, endpoints: &[Arc<Endpoint>], tried: &[Arc<Endpoint>], now: Instant) -> Option<(usize, Choice)> {
         if self.is_empty() {
             return None;
         }
-        if tried.is_empty() {
-            return Some(self.pick_any(endpoints, now));
+        let first = self.pick_any(endpoints, now);
+        if tried.is_empty() && endpoints[first].live.health.is_available() {
+            return Some((first, Choice::Available));
         }
-        // A retry is rare: a few more draws, then a look at each.
-        let fresh = |index: &usize| !tried.iter().any(|t| Arc::ptr_eq(&t.live, &endpoints[*index].live));
-        (0..8).map(|_| self.pick_any(endpoints, now)).find(fresh).or_else(|| {
-            let start = fastrand::usize(..self.usable());
-            let (before, after) = self.draw.usable.split_at(start);
-            after.iter().chain(before).copied().find(fresh).or(Some(self.pick_any(endpoints, now)))
-        })
+        self.pick_another(first, endpoints, tried, now)
+    }
+
+    /// Where the policy's first choice will not do: the next of its choices that will, or any.
+    #[cold]
+    fn pick_another(
+        &self,
+        first: usize,
+        endpoints: &[Arc<Endpoint>],
+        tried: &[Arc<Endpoint>],
+        now: Instant,
+    ) -> Option<(usize, Choice)> {
+        let panicking = self.is_panicking();
+        // A retry is made to succeed, not to find something out.
+        if tried.is_empty() && !panicking && endpoints[first].live.health.take_probe(now) {
+            return Some((first, Choice::Probe));
+        }
+        let untried = |index: usize| {
+            let live = &endpoints[index].live;
+            !tried.iter().any(|tried| Arc::ptr_eq(&tried.live, live))
+        };
+        let fits = |index: usize| {
+            let choice = match (endpoints[index].live.health.is_available(), panicking) {
+                (true, _) => Choice::Available,
+                (false, true) => Choice::LastResort,
+                (false, false) => return None,
+            };
+            untried(index).then_some((index, choice))
+        };
+        let (before, after) = self.draw.usable.split_at(fastrand::usize(..self.usable()));
+        let mut all = after.iter().chain(before).copied();
+        fits(first)
+            .or_else(|| (0..8).find_map(|_| fits(self.pick_any(endpoints, now))))
+            .or_else(|| all.clone().find_map(fits))
+            // A request that failed once, as in a rolling restart, has nothing to lose.
+            .or_else(|| all.find(|index| !tried.is_empty() && untried(*index)).map(|index| (index, Choice::LastResort)))
     }
 
     fn pick_any(&self, endpoints: &[Arc<Endpoint>], now: Instant) -> usize {

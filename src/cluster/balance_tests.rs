@@ -1,6 +1,10 @@
 use super::*;
 use crate::{
-    cluster::{Live, endpoint::InFlight},
+    cluster::{
+        Live,
+        endpoint::InFlight,
+        health::{Cause, Choice},
+    },
     registry::Instance,
 };
 use proptest::prelude::*;
@@ -18,7 +22,7 @@ fn endpoints(weights: &[u32]) -> Vec<Arc<Endpoint>> {
 fn counts(selector: &Selector, endpoints: &[Arc<Endpoint>], picks: usize) -> Vec<usize> {
     let mut counts = vec![0; endpoints.len()];
     for _ in 0..picks {
-        counts[selector.pick(endpoints, &[], Instant::now()).unwrap()] += 1;
+        counts[selector.pick(endpoints, &[], Instant::now()).unwrap().0] += 1;
     }
     counts
 }
@@ -77,7 +81,7 @@ fn a_slow_endpoint_gets_little_from_the_policies_that_look_at_latency() {
 #[test]
 fn least_request_avoids_the_busy_one() {
     let endpoints = endpoints(&[1, 1, 1]);
-    let _busy: Vec<_> = (0..5).map(|_| InFlight::start(endpoints[1].clone())).collect();
+    let _busy: Vec<_> = (0..5).map(|_| InFlight::start(endpoints[1].clone(), Choice::Available)).collect();
     assert_eq!(counts(&Selector::new(Policy::LeastRequest, &endpoints, |_| true), &endpoints, 1000)[1], 0);
 }
 
@@ -88,12 +92,12 @@ fn a_retry_goes_to_another_endpoint_while_there_is_one() {
         let selector = Selector::new(policy, &endpoints, |_| true);
         let mut tried = Vec::new();
         for _ in 0..3 {
-            tried.push(endpoints[selector.pick(&endpoints, &tried, Instant::now()).unwrap()].clone());
+            tried.push(endpoints[selector.pick(&endpoints, &tried, Instant::now()).unwrap().0].clone());
         }
         let mut ids: Vec<_> = tried.iter().map(|e| e.instance.id.as_str()).collect();
         ids.sort_unstable();
         assert_eq!(ids, ["0", "1", "2"], "{policy:?}");
-        assert!(selector.pick(&endpoints, &tried, Instant::now()).is_some(), "then any is better than none");
+        assert_eq!(selector.pick(&endpoints, &tried, Instant::now()), None, "{policy:?}: none is tried twice");
     }
 }
 
@@ -108,7 +112,7 @@ proptest! {
             prop_assert!(selector.is_empty());
             return Ok(());
         }
-        let picks: Vec<_> = (0..period * 2).map(|_| selector.pick(&endpoints, &[], Instant::now()).unwrap()).collect();
+        let picks: Vec<_> = (0..period * 2).map(|_| selector.pick(&endpoints, &[], Instant::now()).unwrap().0).collect();
         for start in 0..period {
             for (index, weight) in weights.iter().enumerate() {
                 let got = picks[start..start + period].iter().filter(|p| **p == index).count();
@@ -124,10 +128,59 @@ proptest! {
             let selector = Selector::new(policy, &endpoints, |_| true);
             for _ in 0..20 {
                 match selector.pick(&endpoints, &[], Instant::now()) {
-                    Some(index) => prop_assert!(weights[index] > 0),
+                    Some((index, _)) => prop_assert!(weights[index] > 0),
                     None => prop_assert!(weights.iter().all(|w| *w == 0)),
                 }
             }
         }
     }
+}
+
+fn eject(endpoint: &Endpoint, long: Duration) {
+    endpoint.live.health.eject(Cause::ConsecutiveFailures, long, long, Instant::now());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_ejected_gets_nothing_but_one_probe_when_its_time_is_over() {
+    let endpoints = endpoints(&[1, 1, 1, 1]);
+    for policy in POLICIES {
+        let selector = Selector::new(policy, &endpoints, |_| true);
+        eject(&endpoints[3], Duration::from_secs(10));
+        assert_eq!(selector.recount(&endpoints, 50), 3);
+        assert_eq!(counts(&selector, &endpoints, 1000)[3], 0, "{policy:?}");
+        tokio::time::advance(Duration::from_secs(13)).await;
+        let picked: Vec<_> = (0..1000).map(|_| selector.pick(&endpoints, &[], Instant::now()).unwrap()).collect();
+        let probes: Vec<_> = picked.iter().filter(|(index, _)| *index == 3).map(|(_, choice)| *choice).collect();
+        assert_eq!(probes, [Choice::Probe], "{policy:?}");
+        endpoints[3].live.health.admit(Instant::now());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn under_the_threshold_all_are_used() {
+    let endpoints = endpoints(&[1, 1, 1, 1]);
+    for policy in POLICIES {
+        let selector = Selector::new(policy, &endpoints, |_| true);
+        endpoints[..3].iter().for_each(|endpoint| eject(endpoint, Duration::from_secs(60)));
+        assert_eq!((selector.recount(&endpoints, 25), selector.is_panicking()), (1, false));
+        assert_eq!(counts(&selector, &endpoints, 100), [0, 0, 0, 100], "{policy:?}: a quarter is not under a quarter");
+        assert_eq!((selector.recount(&endpoints, 50), selector.is_panicking()), (1, true));
+        let counts = counts(&selector, &endpoints, 1000);
+        assert!(counts.iter().all(|count| *count > 100), "{policy:?}: {counts:?}");
+        let (index, choice) = std::iter::repeat_with(|| selector.pick(&endpoints, &[], Instant::now()).unwrap())
+            .find(|(index, _)| *index != 3)
+            .unwrap();
+        assert_eq!(choice, Choice::LastResort, "{policy:?}: {index}");
+        endpoints.iter().for_each(|endpoint| endpoint.live.health.admit(Instant::now()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_takes_what_is_ejected_when_nothing_else_is_left() {
+    let endpoints = endpoints(&[1, 1]);
+    let selector = Selector::new(Policy::PeakEwma, &endpoints, |_| true);
+    eject(&endpoints[0], Duration::from_secs(60));
+    selector.recount(&endpoints, 50);
+    let tried = [endpoints[1].clone()];
+    assert_eq!(selector.pick(&endpoints, &tried, Instant::now()), Some((0, Choice::LastResort)));
 }

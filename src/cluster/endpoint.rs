@@ -1,5 +1,6 @@
 //! One address of a service and what is known about it from its traffic.
 
+use super::health::{Choice, Health, Outcome};
 use crate::registry::Instance;
 use std::{
     sync::{
@@ -18,6 +19,11 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
+    /// Whether it may be chosen as far as its registry goes.
+    pub fn is_usable(&self) -> bool {
+        self.instance.healthy && self.instance.weight > 0
+    }
+
     /// Whether its registry says that this address is for gRPC calls. (Kratos and its kin register each server of a
     /// process by its scheme.)
     pub fn is_for_grpc(&self) -> bool {
@@ -33,7 +39,10 @@ pub struct Live {
     in_flight: AtomicU32,
     requests: AtomicU64,
     failures: AtomicU64,
+    /// Requests that ended without saying anything about the endpoint: their caller went away.
+    abandoned: AtomicU64,
     latency: PeakEwma,
+    pub health: Health,
 }
 
 impl Live {
@@ -45,7 +54,9 @@ impl Live {
             in_flight: AtomicU32::new(0),
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            abandoned: AtomicU64::new(0),
             latency: PeakEwma::new(start),
+            health: Health::default(),
         }
     }
 
@@ -58,9 +69,15 @@ impl Live {
         self.requests.load(Relaxed)
     }
 
-    /// Those of them that failed: no response, or a 5xx.
+    /// Those of them that failed, as [`config::Breaker`](crate::config::Breaker) defines it.
     pub fn failures(&self) -> u64 {
         self.failures.load(Relaxed)
+    }
+
+    /// Requests of which it is known what came of them. Read while others write, so right to within a few.
+    pub fn completed(&self) -> u64 {
+        let open = u64::from(self.in_flight()) + self.abandoned.load(Relaxed);
+        self.requests().saturating_sub(open)
     }
 
     /// The latency estimate now; `None` before the first sample where there was nothing to start from.
@@ -79,34 +96,66 @@ impl Live {
         Estimate(self.latency.read(now))
     }
 
-    pub fn failed(&self) {
-        self.failures.fetch_add(1, Relaxed);
-    }
-
     pub fn observe(&self, latency: Duration, now: Instant) {
         self.latency.observe(latency, now);
     }
 }
 
-/// Counts a request as in flight for as long as it lives.
+/// Counts a request as in flight for as long as it lives, and tells its endpoint's health what came of it.
 #[derive(Debug)]
-pub struct InFlight(Arc<Endpoint>);
+pub struct InFlight {
+    endpoint: Arc<Endpoint>,
+    choice: Choice,
+    told: Option<Outcome>,
+}
 
 impl InFlight {
-    pub fn start(endpoint: Arc<Endpoint>) -> Self {
+    pub fn start(endpoint: Arc<Endpoint>, choice: Choice) -> Self {
         endpoint.live.in_flight.fetch_add(1, Relaxed);
         endpoint.live.requests.fetch_add(1, Relaxed);
-        Self(endpoint)
+        Self { endpoint, choice, told: None }
     }
 
     pub fn endpoint(&self) -> &Arc<Endpoint> {
-        &self.0
+        &self.endpoint
+    }
+
+    /// Whether it was sent only to find out how the endpoint is.
+    pub fn is_probe(&self) -> bool {
+        self.choice == Choice::Probe
+    }
+
+    /// Whether it is known what came of it.
+    pub fn is_told(&self) -> bool {
+        self.told.is_some()
+    }
+
+    /// What came of it. A response that began well may still break off; nothing else is counted twice. True if something
+    /// has to be decided: see [`Health::report`].
+    pub fn tell(&mut self, outcome: Outcome, limit: u32) -> bool {
+        let counts = self.told.is_none() || (self.told, outcome) == (Some(Outcome::Success), Outcome::Failure);
+        if !counts {
+            return false;
+        }
+        self.told = Some(outcome);
+        let live = &self.endpoint.live;
+        if outcome == Outcome::Failure {
+            live.failures.fetch_add(1, Relaxed);
+        }
+        live.health.report(outcome, self.choice, limit)
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.live.in_flight.fetch_sub(1, Relaxed);
+        let live = &self.endpoint.live;
+        if self.told.is_none() {
+            live.abandoned.fetch_add(1, Relaxed);
+            if self.choice == Choice::Probe {
+                live.health.give_probe_back();
+            }
+        }
+        live.in_flight.fetch_sub(1, Relaxed);
     }
 }
 
@@ -178,7 +227,7 @@ fn fade(age: f64) -> f64 {
 }
 
 /// Nanoseconds since the process's first use of the clock.
-fn nanos(now: Instant) -> u64 {
+pub(super) fn nanos(now: Instant) -> u64 {
     static ORIGIN: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
     let origin = *ORIGIN.get_or_init(|| now);
     u64::try_from(now.saturating_duration_since(origin).as_nanos()).unwrap_or(u64::MAX)
@@ -222,8 +271,8 @@ mod tests {
             instance: Instance::new("a", "10.0.0.1:80".parse().unwrap()),
             live: Arc::new(Live::new(None)),
         });
-        let one = InFlight::start(endpoint.clone());
-        let two = InFlight::start(endpoint.clone());
+        let one = InFlight::start(endpoint.clone(), Choice::Available);
+        let two = InFlight::start(endpoint.clone(), Choice::Available);
         assert!((endpoint.live.load(1.0) - 3.0).abs() < 1e-9 && (endpoint.live.load(2.0) - 2.0).abs() < 1e-9);
         drop((one, two));
         assert_eq!((endpoint.live.in_flight(), endpoint.live.requests()), (0, 2));

@@ -3,6 +3,8 @@
 pub mod balance;
 pub mod budget;
 pub mod endpoint;
+pub mod health;
+pub mod outlier;
 pub mod table;
 
 pub use endpoint::{Endpoint, Live};

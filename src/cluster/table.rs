@@ -6,6 +6,7 @@ use super::{
     balance::Selector,
     budget::Budget,
     endpoint::{Endpoint, Live},
+    health::{Choice, Standing},
 };
 use crate::{
     config::Service,
@@ -22,7 +23,10 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 
 type Map = HashMap<Arc<str>, Arc<Cluster>, foldhash::fast::FixedState>;
 
@@ -81,6 +85,9 @@ pub struct Cluster {
     published: watch::Sender<u64>,
     /// Set by each request, taken by discovery now and then, to know which services are idle.
     used: AtomicBool,
+    /// Set by requests that saw something that may have to change who is available, taken by discovery at once.
+    reviewing: AtomicBool,
+    bell: Arc<Notify>,
 }
 
 /// How requests for a service are carried, worked out once per change of the config.
@@ -124,7 +131,8 @@ pub enum State {
 }
 
 impl Cluster {
-    pub fn new(name: &str, settings: Arc<Settings>, metrics: Arc<ServiceMetrics>) -> Self {
+    /// `bell` calls whoever is to [`take_review`](Self::take_review).
+    pub fn new(name: &str, settings: Arc<Settings>, metrics: Arc<ServiceMetrics>, bell: Arc<Notify>) -> Self {
         let snapshot = Snapshot::new(settings, Box::new([]), State::Pending);
         Self {
             name: name.into(),
@@ -134,6 +142,8 @@ impl Cluster {
             since: Instant::now(),
             published: watch::Sender::new(0),
             used: AtomicBool::new(true),
+            reviewing: AtomicBool::new(false),
+            bell,
         }
     }
 
@@ -172,13 +182,47 @@ impl Cluster {
         let endpoints = if same_peers { carry_over(&old.endpoints, instances) } else { carry_over(&[], instances) };
         self.snapshot.store(Arc::new(Snapshot::new(settings.clone(), endpoints, state)));
         self.metrics.table_swaps.inc();
-        let published = self.snapshot.load();
-        let available = published.usable();
-        self.metrics.endpoints.set(EndpointState::Available as usize, available as u64);
-        let unavailable = published.endpoints.len() - available;
-        self.metrics.endpoints.set(EndpointState::Unavailable as usize, unavailable as u64);
+        self.recount();
         self.published.send_modify(|count| *count += 1);
         true
+    }
+
+    /// Counts anew who is available.
+    pub fn recount(&self) {
+        let (snapshot, now) = (self.load(), Instant::now());
+        let before = self.metrics.panicking.get() != 0;
+        let panicking = snapshot.recount();
+        match (before, panicking) {
+            (false, true) => {
+                tracing::warn!(service = %self.name, "panic: too few endpoints are available, so all are used");
+            }
+            (true, false) => tracing::info!(service = %self.name, "enough endpoints are available; the panic is over"),
+            _ => {}
+        }
+        self.metrics.panicking.set(i64::from(panicking));
+        let mut counts = [0; EndpointState::COUNT];
+        for endpoint in &snapshot.endpoints {
+            let state = match endpoint.live.health.standing(now) {
+                _ if !endpoint.is_usable() => EndpointState::Unavailable,
+                Standing::Available => EndpointState::Available,
+                Standing::Ejected { .. } | Standing::Probing { .. } => EndpointState::Ejected,
+                Standing::Unhealthy => EndpointState::Unhealthy,
+            };
+            counts[state as usize] += 1;
+        }
+        counts.into_iter().enumerate().for_each(|(state, count)| self.metrics.endpoints.set(state, count));
+    }
+
+    /// Asks the control thread to look at what requests found.
+    pub fn ask_for_review(&self) {
+        if !self.reviewing.swap(true, Relaxed) {
+            self.bell.notify_one();
+        }
+    }
+
+    /// Whether somebody asked for a look since the last call.
+    pub fn take_review(&self) -> bool {
+        self.reviewing.load(Relaxed) && self.reviewing.swap(false, Relaxed)
     }
 
     pub fn mark_used(&self) {
@@ -214,10 +258,25 @@ impl Snapshot {
         Self { settings, endpoints, selector, grpc, state }
     }
 
-    /// The endpoint for the next request; another than those in `tried` while there is one.
-    pub fn pick(&self, is_grpc: bool, tried: &[Arc<Endpoint>], now: Instant) -> Option<&Arc<Endpoint>> {
+    /// The endpoint for the next request, none of those in `tried`, and how it comes to be chosen.
+    pub fn pick(&self, is_grpc: bool, tried: &[Arc<Endpoint>], now: Instant) -> Option<(&Arc<Endpoint>, Choice)> {
         let selector = self.grpc.as_ref().filter(|_| is_grpc).unwrap_or(&self.selector);
-        selector.pick(&self.endpoints, tried, now).map(|index| &self.endpoints[index])
+        selector.pick(&self.endpoints, tried, now).map(|(index, entry)| (&self.endpoints[index], entry))
+    }
+
+    /// Counts anew who is available. Returns whether so few are that all are used.
+    fn recount(&self) -> bool {
+        let threshold = self.settings.service.panic_threshold;
+        let selectors = [Some(&self.selector), self.grpc.as_ref()].into_iter().flatten();
+        selectors.fold(false, |panicking, selector| {
+            selector.recount(&self.endpoints, threshold);
+            panicking || selector.is_panicking()
+        })
+    }
+
+    /// The number of endpoints that take requests now.
+    pub fn available(&self) -> usize {
+        self.endpoints.iter().filter(|e| e.is_usable() && e.live.health.is_available()).count()
     }
 
     /// The number of endpoints that can be picked.
@@ -261,7 +320,7 @@ mod tests {
     use crate::telemetry::{labels::WORDS, metrics::Metrics};
 
     fn cluster(settings: Arc<Settings>) -> Cluster {
-        Cluster::new("s", settings, Metrics::new(WORDS).service("s"))
+        Cluster::new("s", settings, Metrics::new(WORDS).service("s"), Arc::default())
     }
 
     fn settings() -> Arc<Settings> {
@@ -299,7 +358,7 @@ mod tests {
         cluster.publish(&settings(), &[scheme("a/grpc", 1, "grpc"), scheme("a/http", 2, "http")], State::Known);
         let snapshot = cluster.load();
         for _ in 0..20 {
-            let port = |is_grpc| snapshot.pick(is_grpc, &[], Instant::now()).unwrap().instance.address.port();
+            let port = |is_grpc| snapshot.pick(is_grpc, &[], Instant::now()).unwrap().0.instance.address.port();
             assert_eq!((port(true), port(false)), (1, 2));
         }
         assert_eq!(snapshot.usable(), 2);

@@ -1,8 +1,8 @@
 //! What the types alone cannot hold: names that must exist, addresses that must differ, ranges, files.
 
 use super::{
-    AccessLog, Config, ConsulRegistry, Discovery, EtcdRegistry, Listener, Log, Pool, Registry, Retry, RetryBackoff,
-    Service, Timeouts, Tls,
+    AccessLog, Breaker, Config, ConsulRegistry, Discovery, EtcdRegistry, Listener, Log, Outlier, Pool, Registry, Retry,
+    RetryBackoff, Service, Timeouts, Tls,
     error::{Faults, Path, Place, Step, did_you_mean, one_of, shorten},
     human, log_filter,
     tree::{Fate, Node},
@@ -349,6 +349,8 @@ impl<'t> Check<'_, 't> {
             self.positive(&at.key(key), timeout);
         }
         self.retry(&spot.key("retry"), &service.retry);
+        self.ejection(spot, &service.breaker, &service.outlier);
+        self.range(&spot.key("panic_threshold"), service.panic_threshold, 0, 100);
         let at = spot.key("pool");
         let Pool { max_idle, idle_timeout, max_age } = service.pool;
         self.range(&at.key("max_idle"), max_idle, 0, 65_536);
@@ -369,6 +371,22 @@ impl<'t> Check<'_, 't> {
         let at = spot.key("budget");
         self.range(&at.key("percent"), retry.budget.percent, 0, 100);
         self.range(&at.key("per_second"), retry.budget.per_second, 0, 100_000);
+    }
+
+    fn ejection(&mut self, spot: &Spot<'t>, breaker: &Breaker, outlier: &Outlier) {
+        let at = spot.key("breaker");
+        self.range(&at.key("consecutive_failures"), breaker.consecutive_failures, 0, 1000);
+        self.range(&at.key("failure_percent"), breaker.failure_percent, 1, 100);
+        self.range(&at.key("min_requests"), breaker.min_requests, 1, 1_000_000);
+        self.range(&at.key("max_ejected"), breaker.max_ejected, 0, 100);
+        let open = at.key("open");
+        self.positive(&open.key("base"), breaker.open.base);
+        self.at_least(&open.key("max"), breaker.open.max, breaker.open.base);
+        let at = spot.key("outlier");
+        self.range(&at.key("deviations"), outlier.deviations.0, 0.1, 10.0);
+        self.range(&at.key("min_endpoints"), outlier.min_endpoints, 3, 1000);
+        self.range(&at.key("min_requests"), outlier.min_requests, 1, 1_000_000);
+        self.range(&at.key("max_ejected"), outlier.max_ejected, 0, 100);
     }
 
     fn access_log(&mut self, spot: &Spot<'t>, log: &AccessLog) {

@@ -2,7 +2,11 @@
 
 use super::settings::SettingsFor;
 use crate::{
-    cluster::{Cluster, table::State},
+    cluster::{
+        Cluster,
+        outlier::{Change as HealthChange, Detector, What},
+        table::State,
+    },
     registry::{Instance, Observation, Registry, RegistryError, Sink, sink},
     telemetry::{Telemetry, metrics::SourceMetrics},
 };
@@ -20,6 +24,7 @@ pub struct Follower {
     settings: SettingsFor,
     sources: Vec<Source>,
     coalesce: Duration,
+    detector: Detector,
     /// How many looks in a row found that nobody had asked for it.
     idle_looks: u32,
     orders: mpsc::UnboundedSender<Change>,
@@ -79,7 +84,7 @@ impl Follower {
         let task = tokio::spawn(async move {
             tokio::join!(join_all(follows), publisher.run(coalesce, changes));
         });
-        Self { cluster, settings, sources: seen, coalesce, idle_looks: 0, orders, task }
+        Self { cluster, settings, sources: seen, coalesce, detector: Detector::default(), idle_looks: 0, orders, task }
     }
 
     /// Takes over other settings, if they ask the same of the same sources; else it has to be started afresh. The
@@ -116,6 +121,27 @@ impl Follower {
         self.idle_looks
     }
 
+    /// Decides anew who is available, from the numbers of the last period too if one has passed.
+    pub fn review(&mut self, period_passed: bool) {
+        let asked = self.cluster.take_review();
+        if !asked && !period_passed {
+            return;
+        }
+        let (snapshot, now) = (self.cluster.load(), Instant::now());
+        let (endpoints, service) = (&snapshot.endpoints, &snapshot.settings.service);
+        let changes = if period_passed {
+            self.detector.tick(endpoints, service, now)
+        } else {
+            self.detector.review(endpoints, service, now)
+        };
+        for change in &changes {
+            tell(&self.cluster, change);
+        }
+        if !changes.is_empty() {
+            self.cluster.recount();
+        }
+    }
+
     pub fn sources(&self) -> Vec<SourceStatus> {
         let status = |Source { registry, observed }: &Source| {
             let observed = observed.borrow();
@@ -131,6 +157,20 @@ impl Follower {
 
     pub fn stop(self) -> Arc<Cluster> {
         self.cluster.clone()
+    }
+}
+
+/// Logs and counts a change of an endpoint's health.
+fn tell(cluster: &Cluster, HealthChange { endpoint, what }: &HealthChange) {
+    let (service, endpoint) = (&cluster.name, &endpoint.instance.address);
+    match what {
+        What::Ejected { cause, long, consecutive, window } => {
+            cluster.metrics.ejections.inc(*cause as usize);
+            let (requests, rate) = window.unwrap_or((0, 1.0));
+            let (cause, failed) = (cause.as_str(), format!("{:.1} % of {requests}", (1.0 - rate) * 100.0));
+            tracing::warn!(%service, %endpoint, cause, consecutive, %failed, ?long, "ejected");
+        }
+        What::Admitted => tracing::info!(%service, %endpoint, "no longer ejected"),
     }
 }
 

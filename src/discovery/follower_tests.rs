@@ -51,7 +51,7 @@ pub fn telemetry() -> Telemetry {
 fn start(sources: Vec<Arc<dyn Registry>>, pinned: bool) -> Follower {
     let telemetry = telemetry();
     let settings = Arc::new(Settings { service: Service::default(), tls: None });
-    let cluster = Arc::new(Cluster::new("s", settings.clone(), telemetry.metrics.service("s")));
+    let cluster = Arc::new(Cluster::new("s", settings.clone(), telemetry.metrics.service("s"), Arc::default()));
     let settings = SettingsFor { settings, sources: Vec::new(), registered_as: "s".into(), pinned };
     Follower::start(cluster, settings, sources, &telemetry, Duration::from_millis(100))
 }

@@ -9,7 +9,7 @@ mod tests;
 pub use follower::SourceStatus;
 
 use crate::{
-    cluster::{Cluster, Table, table::State},
+    cluster::{Cluster, Table, outlier, table::State},
     config::Config,
     error::{ProxyError, Reason},
     registry::Registry,
@@ -28,8 +28,8 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{mpsc, oneshot},
-    time::{Instant, sleep_until},
+    sync::{Notify, mpsc, oneshot},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
 pub use settings::SettingsError;
@@ -120,6 +120,8 @@ pub struct Discovery {
     followers: HashMap<String, Follower>,
     first_answer: Arc<AtomicU64>,
     orders: mpsc::UnboundedReceiver<Order>,
+    /// Rings when requests saw something that may change which endpoints are available.
+    bell: Arc<Notify>,
 }
 
 impl Discovery {
@@ -140,6 +142,7 @@ impl Discovery {
             followers: HashMap::new(),
             first_answer,
             orders,
+            bell: Arc::default(),
         };
         let settings = SettingsFor::all(&config)?;
         discovery.apply(settings);
@@ -149,6 +152,8 @@ impl Discovery {
     /// Serves orders until all handles are gone.
     pub async fn run(mut self) {
         let mut looked = Instant::now();
+        let mut periods = interval(outlier::PERIOD);
+        periods.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let look = looked + (self.config.discovery.idle / IDLE_LOOKS).max(Duration::from_millis(100));
             tokio::select! {
@@ -158,6 +163,8 @@ impl Discovery {
                     looked = Instant::now();
                     self.drop_idle();
                 }
+                _ = periods.tick() => self.review(true),
+                () = self.bell.notified() => self.review(false),
                 order = self.orders.recv() => match order {
                     Some(order) => self.serve(order),
                     None => return,
@@ -222,7 +229,7 @@ impl Discovery {
     fn start(&mut self, service: &str, settings: SettingsFor, known: Option<Arc<Cluster>>) -> Arc<Cluster> {
         let cluster = known.unwrap_or_else(|| {
             let metrics = self.telemetry.metrics.service(service);
-            Arc::new(Cluster::new(service, settings.settings.clone(), metrics))
+            Arc::new(Cluster::new(service, settings.settings.clone(), metrics, self.bell.clone()))
         });
         let (sources, coalesce) = (self.sources(&settings), self.config.discovery.coalesce);
         let follower = Follower::start(cluster.clone(), settings, sources, &self.telemetry, coalesce);
@@ -264,6 +271,10 @@ impl Discovery {
             self.start(&service, settings, None);
         }
         changing
+    }
+
+    fn review(&mut self, period_passed: bool) {
+        self.followers.values_mut().for_each(|follower| follower.review(period_passed));
     }
 
     fn drop_idle(&mut self) {

@@ -15,9 +15,15 @@ use super::{
 };
 use crate::{
     backoff::Backoff,
-    cluster::{Cluster, Endpoint, Snapshot, budget::Grant, endpoint::InFlight, table::State},
+    cluster::{
+        Cluster, Endpoint, Snapshot,
+        budget::Grant,
+        endpoint::InFlight,
+        health::{Choice, Outcome},
+        table::State,
+    },
     discovery,
-    error::{ProxyError, Reason},
+    error::{Fault, ProxyError, Reason},
     registry::Protocol,
     route,
     telemetry::Telemetry,
@@ -167,15 +173,19 @@ impl Journey<'_> {
     /// help or is not allowed.
     async fn try_endpoints(&mut self, mut body: Body, record: &mut Record) -> Result<Response<Body>, ProxyError> {
         let mut tried: Vec<Arc<Endpoint>> = Vec::new();
-        let mut endpoint = self.pick(&tried, record.started()).ok_or_else(|| no_endpoints(self.snapshot))?;
+        let first = self.pick(&tried, record.started());
+        let (mut endpoint, mut choice) = first.ok_or_else(|| no_endpoints(self.snapshot))?;
         let (mut fresh, mut replaced, mut retries) = (false, 0, 0);
         // Held while a retry waits and until it has ended.
         let mut grant = None;
         loop {
-            record.attempt(InFlight::start(endpoint.clone()));
+            record.attempt(InFlight::start(endpoint.clone(), choice));
             let sent = self.send_to(&endpoint, body, fresh).await;
             let failed = match self.classify(sent, &endpoint) {
-                Ok(response) => return Ok(response),
+                Ok(response) => {
+                    record.answered(&response, self.is_grpc);
+                    return Ok(response);
+                }
                 Err(failed) => failed,
             };
             drop(grant.take());
@@ -188,21 +198,19 @@ impl Journey<'_> {
                 body = again;
                 continue;
             }
+            match &failed.outcome {
+                Ok(response) => record.answered(response, self.is_grpc),
+                Err(error) if says_something(error.reason) => record.tell(Outcome::Failure),
+                Err(_) => {}
+            }
             tried.push(endpoint.clone());
             let next = Box::pin(self.next_try(&failed, &tried, retries, &mut grant)).await;
-            let (Some(next), Some(again)) = (next, failed.again) else {
-                // (A response is counted with its record.)
-                if failed.outcome.is_err() {
-                    endpoint.live.failed();
-                }
-                return failed.outcome;
-            };
-            endpoint.live.failed();
+            let (Some(next), Some(again)) = (next, failed.again) else { return failed.outcome };
             if let Ok(response) = failed.outcome {
                 discard(response);
             }
             record.retried(failed.reason);
-            (body, endpoint, fresh, retries) = (again, next, false, retries + 1);
+            ((endpoint, choice), body, fresh, retries) = (next, again, false, retries + 1);
             self.parts.headers.insert(headers::X_PILLION_ATTEMPT, HeaderValue::from(retries + 1));
         }
     }
@@ -252,14 +260,14 @@ impl Journey<'_> {
         tried: &[Arc<Endpoint>],
         retries: u32,
         grant: &mut Option<Grant>,
-    ) -> Option<Arc<Endpoint>> {
+    ) -> Option<(Arc<Endpoint>, Choice)> {
         let retry = &self.snapshot.settings.service.retry;
         if !failed.possible || failed.again.is_none() || retries >= retry.attempts {
             return None;
         }
         // One that refused a stream may take the next, if there is no other.
         let refused = failed.reason == Reason::UpstreamRefused;
-        let again = || tried.last().filter(|_| refused).cloned();
+        let again = || tried.last().filter(|_| refused).map(|last| (last.clone(), Choice::Available));
         let next = self.pick(tried, Instant::now()).or_else(again)?;
         // Where nobody was reached, nobody has to be spared.
         if matches!(failed.reason, Reason::ConnectFailed | Reason::ConnectTimeout) {
@@ -280,11 +288,9 @@ impl Journey<'_> {
         Some(next)
     }
 
-    /// An endpoint that was not tried yet.
-    fn pick(&self, tried: &[Arc<Endpoint>], now: Instant) -> Option<Arc<Endpoint>> {
-        let picked = self.snapshot.pick(self.is_grpc, tried, now)?;
-        let fresh = !tried.iter().any(|tried| Arc::ptr_eq(&tried.live, &picked.live));
-        fresh.then(|| picked.clone())
+    /// An endpoint that was not tried yet, and how it comes to be chosen.
+    fn pick(&self, tried: &[Arc<Endpoint>], now: Instant) -> Option<(Arc<Endpoint>, Choice)> {
+        self.snapshot.pick(self.is_grpc, tried, now).map(|(endpoint, choice)| (endpoint.clone(), choice))
     }
 
     /// One try: a connection to the endpoint, and the exchange on it.
@@ -332,6 +338,12 @@ fn no_endpoints(snapshot: &Snapshot) -> ProxyError {
         count => format!("none of the service's {count} endpoints can take requests").into(),
     };
     ProxyError { reason: Reason::NoEndpoints, detail }
+}
+
+/// Whether a try that failed for this reason says something about its endpoint.
+fn says_something(reason: Reason) -> bool {
+    // While it is sent, a request may just as well stall because its caller does.
+    reason.fault() == Fault::Upstream && reason != Reason::IdleTimeout
 }
 
 fn connect_error(endpoint: &Endpoint, error: &ConnectError) -> ProxyError {

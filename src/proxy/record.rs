@@ -3,7 +3,7 @@
 
 use super::{body::Body, headers::X_REQUEST_ID, http::Downstream, listener::Listener};
 use crate::{
-    cluster::{Cluster, endpoint::InFlight},
+    cluster::{Cluster, endpoint::InFlight, health::Outcome},
     error::{ProxyError, Reason},
     registry::Address,
     telemetry::{
@@ -11,7 +11,9 @@ use crate::{
         access_log::{AccessRecord, Text},
     },
 };
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version, header::HOST, request, uri::PathAndQuery};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header::HOST, request, uri::PathAndQuery,
+};
 use std::{
     net::SocketAddr,
     rc::Rc,
@@ -111,19 +113,42 @@ impl Record {
         }
     }
 
-    /// The head of the response is known.
+    /// What came of the current try, as far as it says something about its endpoint.
+    pub fn tell(&mut self, outcome: Outcome) {
+        let (Some(cluster), Some(in_flight)) = (&self.cluster, &mut self.in_flight) else { return };
+        let limit = match outcome {
+            Outcome::Success => 0,
+            Outcome::Failure => cluster.load().settings.service.breaker.consecutive_failures,
+        };
+        if in_flight.tell(outcome, limit) {
+            cluster.ask_for_review();
+        }
+    }
+
+    /// The upstream's answer has begun.
+    pub fn answered<B>(&mut self, response: &Response<B>, is_grpc: bool) {
+        match response.headers().get("grpc-status").filter(|_| is_grpc) {
+            Some(status) => self.grpc_status(status),
+            // What came of a call is known at its end; but a probe has found somebody there.
+            None if is_grpc && response.status() == StatusCode::OK => {
+                if self.in_flight.as_ref().is_some_and(InFlight::is_probe) {
+                    self.tell(Outcome::Success);
+                }
+            }
+            None => self.tell(if is_failure(response.status()) { Outcome::Failure } else { Outcome::Success }),
+        }
+    }
+
+    /// The response's head, ours or the upstream's, is known.
     pub fn responded(&mut self, status: StatusCode) {
         self.status = status.as_u16();
-        if status.is_server_error()
-            && self.failure.is_none()
-            && let Some(in_flight) = &self.in_flight
-        {
-            in_flight.endpoint().live.failed();
-        }
     }
 
     /// Something went wrong. The first error is the one that counts.
     pub fn failed(&mut self, error: ProxyError) {
+        if matches!(error.reason, Reason::UpstreamTruncated | Reason::UpstreamProtocol) {
+            self.tell(Outcome::Failure);
+        }
         if self.failure.is_none() {
             self.failure = Some(error);
         }
@@ -141,13 +166,11 @@ impl Record {
         }
     }
 
-    /// How a gRPC call ended. UNAVAILABLE is the endpoint's failure, as a 5xx is.
+    /// How a gRPC call ended.
     pub fn grpc_status(&mut self, status: &HeaderValue) {
-        if status == "14"
-            && let Some(in_flight) = &self.in_flight
-        {
-            in_flight.endpoint().live.failed();
-        }
+        // UNKNOWN, INTERNAL, UNAVAILABLE, DATA_LOSS. The others are said to the caller about its call.
+        let failed = [&b"2"[..], b"13", b"14", b"15"].contains(&status.as_bytes());
+        self.tell(if failed { Outcome::Failure } else { Outcome::Success });
     }
 
     /// The response was written to its end. Gives the time, which the codec needs as well.
@@ -156,6 +179,11 @@ impl Record {
         self.ended = Some(now);
         now
     }
+}
+
+/// Whether this status says that the endpoint is in trouble. 501 says something about the request only.
+fn is_failure(status: StatusCode) -> bool {
+    status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED
 }
 
 impl Drop for Record {

@@ -36,6 +36,14 @@ pub enum EndpointState {
     Available,
     /// Its registry calls it unhealthy, or gives it no weight.
     Unavailable,
+    /// Kept out because of what its traffic showed.
+    Ejected,
+    /// Kept out because its active checks fail.
+    Unhealthy,
+}
+
+impl EndpointState {
+    pub const COUNT: usize = 4;
 }
 
 const REASONS: [&str; Reason::ALL.len()] = {
@@ -53,5 +61,6 @@ pub const WORDS: Words = Words {
     retries: &REASONS,
     pool_closed: &["idle", "age", "full", "peer", "used", "removed"],
     refused: &["limit", "accept_error"],
-    endpoints: &["available", "unavailable"],
+    endpoints: &["available", "unavailable", "ejected", "unhealthy"],
+    ejections: &["consecutive_failures", "failure_percent", "outlier"],
 };

@@ -27,8 +27,8 @@ async fn metric(pillion: &Pillion, name: &str) -> f64 {
 #[tokio::test]
 async fn an_endpoint_that_answers_503_is_not_noticed_by_idempotent_requests() {
     let (mut bad, mut good) = (down().await, Answering::ok().await);
-    let pillion =
-        Setup::users([bad.address, good.address]).service(&format!("user-service: {{ {TURN} }}")).start().await;
+    let settings = format!("user-service: {{ {TURN}, breaker: {{ enabled: false }} }}");
+    let pillion = Setup::users([bad.address, good.address]).service(&settings).start().await;
     let mut client = pillion.connect().await;
     for _ in 0..20 {
         client.send(get("/")).await;

@@ -3,6 +3,7 @@
 mod discovery;
 mod listener;
 mod logs;
+mod outlier;
 mod registries;
 mod retry;
 mod secret;
@@ -12,6 +13,7 @@ mod tls;
 pub use discovery::Discovery;
 pub use listener::{Listener, ListenerLimits, ListenerProtocol};
 pub use logs::{AccessLog, AccessLogMode, Log, LogFormat, Sample};
+pub use outlier::{Breaker, BreakerOpen, Deviations, Outlier};
 pub use registries::{ConsulRegistry, EmbeddedRegistry, EtcdRegistry, FileRegistry, Layout, Registry};
 pub use retry::{Retry, RetryBackoff, RetryBudget, RetryOn};
 pub use secret::Secret;

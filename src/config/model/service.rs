@@ -1,12 +1,12 @@
 //! How requests for a service are carried.
 
-use super::{super::human, Retry, Tls};
+use super::{super::human, Breaker, Outlier, Retry, Tls};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// How requests for one service are carried.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Service {
     /// Registries for this service, in order of priority, instead of `discovery.sources`.
@@ -25,6 +25,11 @@ pub struct Service {
     pub tls: Option<Tls>,
     pub timeouts: Timeouts,
     pub retry: Retry,
+    pub breaker: Breaker,
+    pub outlier: Outlier,
+    /// With fewer available endpoints than this, in percent, all are used, those that are not available too: better a
+    /// chance with each than the whole load on the few. 0 means never.
+    pub panic_threshold: u32,
     pub pool: Pool,
 }
 
@@ -94,6 +99,24 @@ pub struct Pool {
     #[serde(with = "human")]
     #[schemars(with = "human::Text")]
     pub max_age: Duration,
+}
+
+impl Default for Service {
+    fn default() -> Self {
+        Self {
+            sources: Vec::new(),
+            registered_as: None,
+            balance: Balance::default(),
+            protocol: None,
+            tls: None,
+            timeouts: Timeouts::default(),
+            retry: Retry::default(),
+            breaker: Breaker::default(),
+            outlier: Outlier::default(),
+            panic_threshold: 50,
+            pool: Pool::default(),
+        }
+    }
 }
 
 impl Default for Timeouts {

@@ -34,6 +34,8 @@ pub struct Words {
     pub refused: &'static [&'static str],
     /// `state` of `pillion_endpoints`.
     pub endpoints: &'static [&'static str],
+    /// `cause` of `pillion_ejections_total`.
+    pub ejections: &'static [&'static str],
 }
 
 /// All metrics of one pillion. There are no globals, so that several can live in one process (tests do).
@@ -71,6 +73,9 @@ pub struct ServiceMetrics {
     pub pool: PoolMetrics,
     /// Endpoints by state: [`Tally::set`].
     pub endpoints: Tally,
+    pub ejections: Tally,
+    /// 1 while so few endpoints are available that all are used.
+    pub panicking: Gauge,
     pub table_swaps: Counter,
 }
 
@@ -138,6 +143,8 @@ impl Metrics {
                     connect_failures: Counter::default(),
                 },
                 endpoints: Tally::new(self.words.endpoints),
+                ejections: Tally::new(self.words.ejections),
+                panicking: Gauge::default(),
                 table_swaps: Counter::default(),
             },
         )
@@ -218,6 +225,7 @@ impl ServiceMetrics {
         }
         page.add_histogram(Family::Duration, &[service], self.duration.read());
         page.add(Family::InFlight, &[service], self.in_flight.get() as f64);
+        page.add(Family::Panic, &[service], self.panicking.get() as f64);
         for (family, counter) in [
             (Family::RequestBytes, &self.request_bytes),
             (Family::ResponseBytes, &self.response_bytes),
@@ -233,6 +241,7 @@ impl ServiceMetrics {
             (Family::Retries, "reason", &self.retries),
             (Family::PoolClosed, "reason", &self.pool.closed),
             (Family::Endpoints, "state", &self.endpoints),
+            (Family::Ejections, "cause", &self.ejections),
         ] {
             // Those at 0, too: a rate over a series that starts at 1 would miss the first event.
             for (word, count) in tally.each() {

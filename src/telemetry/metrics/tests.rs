@@ -8,6 +8,7 @@ const WORDS: Words = Words {
     pool_closed: &["idle", "age"],
     refused: &["limit"],
     endpoints: &["ready", "ejected"],
+    ejections: &["outlier"],
 };
 
 const OPEN: Option<&str> = Some("application/openmetrics-text;version=1.0.0");

@@ -1,0 +1,208 @@
+//! Decides which endpoints are kept out because of what their traffic showed, and which are let in again. One [`Detector`]
+//! per service, on the control thread.
+
+use super::{
+    Endpoint, Live,
+    health::{Cause, Health, Outcome},
+};
+use crate::config::{Breaker, Outlier, Service};
+use std::{collections::HashMap, sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+/// How often the numbers are looked at.
+pub const PERIOD: Duration = Duration::from_secs(1);
+/// Over how many periods success rates are taken.
+const PERIODS: usize = 10;
+/// An outlier is at least this much worse than the mean. Where all others never fail, the standard deviation is next to
+/// nothing, and a single failure would be beyond any number of them.
+const LEAST_DIFFERENCE: f64 = 0.05;
+
+/// What a service's endpoints did in the last periods.
+#[derive(Debug, Default)]
+pub struct Detector {
+    windows: HashMap<u64, Window, foldhash::fast::FixedState>,
+}
+
+/// A change that was made, to be told.
+#[derive(Debug, Clone)]
+pub struct Change {
+    pub endpoint: Arc<Endpoint>,
+    pub what: What,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum What {
+    Ejected { cause: Cause, long: Duration, consecutive: u32, window: Option<(u32, f64)> },
+    Admitted,
+}
+
+impl Detector {
+    /// A period has passed: looks at the numbers, then does what [`review`](Self::review) does.
+    pub fn tick(&mut self, endpoints: &[Arc<Endpoint>], service: &Service, now: Instant) -> Vec<Change> {
+        let each = unique(endpoints);
+        let mut before = std::mem::take(&mut self.windows);
+        // Those that nobody calls cost nothing.
+        for live in each.iter().map(|endpoint| &endpoint.live).filter(|live| live.requests() > 0) {
+            let mut window = before.remove(&live.key).unwrap_or_else(|| Window::new(live));
+            window.turn(live);
+            live.health.set_window(window.requests(), window.failures());
+            self.windows.insert(live.key, window);
+        }
+        self.review_all(&each, service, now)
+    }
+
+    /// Does what follows from what requests found since the last time.
+    pub fn review(&mut self, endpoints: &[Arc<Endpoint>], service: &Service, now: Instant) -> Vec<Change> {
+        self.review_all(&unique(endpoints), service, now)
+    }
+
+    fn review_all(&mut self, each: &[&Arc<Endpoint>], service: &Service, now: Instant) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let Service { breaker, outlier, .. } = service;
+        let mut unavailable = each.iter().filter(|endpoint| !endpoint.live.health.is_available()).count();
+        for endpoint in each {
+            let health = &endpoint.live.health;
+            let found = health.take_found();
+            if !health.is_ejected() {
+                continue;
+            }
+            if found == Some(Outcome::Success) || !(breaker.enabled || outlier.enabled) {
+                self.forget(&endpoint.live);
+                health.admit(now);
+                unavailable -= 1;
+                changes.push(Change { endpoint: Arc::clone(endpoint), what: What::Admitted });
+            } else if found == Some(Outcome::Failure) {
+                changes.push(self.eject(endpoint, health.cause(), breaker, now));
+            }
+        }
+        for (endpoint, cause) in self.candidates(each, breaker, outlier) {
+            let most = if cause == Cause::Outlier { outlier.max_ejected } else { breaker.max_ejected };
+            if may_eject(unavailable, each.len(), most) {
+                unavailable += 1;
+                changes.push(self.eject(endpoint, cause, breaker, now));
+            }
+        }
+        changes
+    }
+
+    /// Those that are available and should not be, the worst first.
+    fn candidates<'e>(
+        &self,
+        each: &[&'e Arc<Endpoint>],
+        breaker: &Breaker,
+        outlier: &Outlier,
+    ) -> Vec<(&'e Arc<Endpoint>, Cause)> {
+        let limit = self.outlier_limit(each, outlier);
+        let mut candidates: Vec<(&Arc<Endpoint>, Cause, f64)> = Vec::new();
+        for endpoint in each.iter().filter(|endpoint| endpoint.live.health.is_available()) {
+            let health: &Health = &endpoint.live.health;
+            let window = self.windows.get(&endpoint.live.key);
+            let (requests, rate) = window.map_or((0, 1.0), |window| (window.requests(), window.rate()));
+            let (most, in_a_row) = (breaker.consecutive_failures, health.consecutive_failures());
+            let cause = if breaker.enabled && most > 0 && in_a_row >= most {
+                Cause::ConsecutiveFailures
+            } else if breaker.enabled
+                && requests >= breaker.min_requests
+                && (1.0 - rate) * 100.0 > f64::from(breaker.failure_percent)
+            {
+                Cause::FailurePercent
+            } else if requests >= outlier.min_requests && limit.is_some_and(|limit| rate < limit) {
+                Cause::Outlier
+            } else {
+                continue;
+            };
+            let badness = f64::from(in_a_row) + (1.0 - rate);
+            candidates.push((endpoint, cause, badness));
+        }
+        candidates.sort_by(|one, other| other.2.total_cmp(&one.2));
+        candidates.into_iter().map(|(endpoint, cause, _)| (endpoint, cause)).collect()
+    }
+
+    /// The success rate below which an endpoint is an outlier: as in Envoy's outlier detection, the mean less so many
+    /// standard deviations.
+    fn outlier_limit(&self, each: &[&Arc<Endpoint>], outlier: &Outlier) -> Option<f64> {
+        let judged = |endpoint: &&&Arc<Endpoint>| endpoint.live.health.is_available();
+        let rates: Vec<f64> = each
+            .iter()
+            .filter(judged)
+            .filter_map(|endpoint| self.windows.get(&endpoint.live.key))
+            .filter(|window| window.requests() >= outlier.min_requests.max(1))
+            .map(Window::rate)
+            .collect();
+        if !outlier.enabled || rates.len() < outlier.min_endpoints as usize || rates.is_empty() {
+            return None;
+        }
+        let mean = rates.iter().sum::<f64>() / rates.len() as f64;
+        let variance = rates.iter().map(|rate| (rate - mean).powi(2)).sum::<f64>() / rates.len() as f64;
+        Some(mean - (outlier.deviations.0 * variance.sqrt()).max(LEAST_DIFFERENCE))
+    }
+
+    fn eject(&mut self, endpoint: &Arc<Endpoint>, cause: Cause, breaker: &Breaker, now: Instant) -> Change {
+        let health = &endpoint.live.health;
+        let (consecutive, window) = (health.consecutive_failures(), health.window());
+        let long = health.eject(cause, breaker.open.base, breaker.open.max, now);
+        Change { endpoint: endpoint.clone(), what: What::Ejected { cause, long, consecutive, window } }
+    }
+
+    /// What was before does not count against one that is let in again.
+    fn forget(&mut self, live: &Live) {
+        self.windows.insert(live.key, Window::new(live));
+        live.health.set_window(0, 0);
+    }
+}
+
+/// Whether one more of `all` may become unavailable: it is counted with the others, and is never the last.
+fn may_eject(unavailable: usize, all: usize, most_percent: u32) -> bool {
+    let then = unavailable + 1;
+    then < all && then as u64 * 100 <= all as u64 * u64::from(most_percent)
+}
+
+/// Each address once, and only what could be chosen at all.
+fn unique(endpoints: &[Arc<Endpoint>]) -> Vec<&Arc<Endpoint>> {
+    let mut seen =
+        std::collections::HashSet::with_capacity_and_hasher(endpoints.len(), foldhash::fast::FixedState::default());
+    endpoints.iter().filter(|endpoint| endpoint.is_usable() && seen.insert(endpoint.live.key)).collect()
+}
+
+/// One endpoint's requests in the last [`PERIODS`], as sums and what each period added.
+#[derive(Debug)]
+struct Window {
+    completed: u64,
+    failures: u64,
+    periods: [(u32, u32); PERIODS],
+    at: usize,
+}
+
+impl Window {
+    /// Counts from now on.
+    fn new(live: &Live) -> Self {
+        Self { completed: live.completed(), failures: live.failures(), periods: [(0, 0); PERIODS], at: 0 }
+    }
+
+    fn turn(&mut self, live: &Live) {
+        let (completed, failures) = (live.completed(), live.failures());
+        let added = |now: u64, before: u64| u32::try_from(now.saturating_sub(before)).unwrap_or(u32::MAX);
+        let failed = added(failures, self.failures);
+        // What is read while others write may be off by a few; more failures than requests would be nonsense.
+        self.periods[self.at] = (added(completed, self.completed).max(failed), failed);
+        self.at = (self.at + 1) % PERIODS;
+        (self.completed, self.failures) = (completed, failures);
+    }
+
+    fn requests(&self) -> u32 {
+        self.periods.iter().fold(0, |sum, (requests, _)| sum.saturating_add(*requests))
+    }
+
+    fn failures(&self) -> u32 {
+        self.periods.iter().fold(0, |sum, (_, failures)| sum.saturating_add(*failures))
+    }
+
+    /// The share that succeeded; 1 if there was nothing.
+    fn rate(&self) -> f64 {
+        1.0 - f64::from(self.failures()) / f64::from(self.requests().max(1))
+    }
+}
+
+#[cfg(test)]
+#[path = "outlier_tests.rs"]
+mod tests;
