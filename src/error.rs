@@ -62,13 +62,15 @@ pub enum Reason {
     UpstreamUnavailable,
     /// No byte moved for `timeouts.idle`.
     IdleTimeout,
+    /// The exchange took longer than `timeouts.stream`.
+    StreamTimeout,
     /// pillion is stopping.
     ShuttingDown,
 }
 
 impl Reason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::BadRequest,
         Self::AmbiguousRequest,
         Self::HeadTooLarge,
@@ -89,6 +91,7 @@ impl Reason {
         Self::TryTimeout,
         Self::UpstreamUnavailable,
         Self::IdleTimeout,
+        Self::StreamTimeout,
         Self::ShuttingDown,
     ];
 
@@ -114,6 +117,7 @@ impl Reason {
             Self::TryTimeout => "try_timeout",
             Self::UpstreamUnavailable => "upstream_unavailable",
             Self::IdleTimeout => "idle_timeout",
+            Self::StreamTimeout => "stream_timeout",
             Self::ShuttingDown => "shutting_down",
         }
     }
@@ -137,7 +141,8 @@ impl Reason {
             | Self::RequestTimeout
             | Self::TryTimeout
             | Self::UpstreamUnavailable
-            | Self::IdleTimeout => Fault::Upstream,
+            | Self::IdleTimeout
+            | Self::StreamTimeout => Fault::Upstream,
             Self::DiscoveryTimeout | Self::TooManyServices | Self::ShuttingDown => Fault::Internal,
         }
     }
@@ -173,9 +178,11 @@ impl Reason {
             | Self::UpstreamProtocol
             | Self::UpstreamRefused
             | Self::UpstreamTruncated => StatusCode::BAD_GATEWAY,
-            Self::ConnectTimeout | Self::RequestTimeout | Self::TryTimeout | Self::IdleTimeout => {
-                StatusCode::GATEWAY_TIMEOUT
-            }
+            Self::ConnectTimeout
+            | Self::RequestTimeout
+            | Self::TryTimeout
+            | Self::IdleTimeout
+            | Self::StreamTimeout => StatusCode::GATEWAY_TIMEOUT,
         }
     }
 
@@ -184,7 +191,7 @@ impl Reason {
     pub const fn grpc_status(self) -> u8 {
         match self {
             Self::BadRequest | Self::AmbiguousRequest | Self::HeadTooLarge => 13, // INTERNAL, as gRPC maps HTTP 400
-            Self::HeadTimeout | Self::RequestTimeout | Self::TryTimeout => 4,     // DEADLINE_EXCEEDED
+            Self::HeadTimeout | Self::RequestTimeout | Self::TryTimeout | Self::StreamTimeout => 4, // DEADLINE_EXCEEDED
             Self::DownstreamClosed => 1,                                          // CANCELLED
             Self::UnknownService | Self::Unsupported => 12, // UNIMPLEMENTED, as gRPC maps HTTP 404
             Self::UpstreamProtocol => 13,

@@ -96,6 +96,13 @@ impl Live {
         Estimate(self.latency.read(now))
     }
 
+    /// A response has not come for so long; nobody waits for it any more.
+    pub fn at_least(&self, latency: Duration, now: Instant) {
+        if latency.as_nanos() as f64 > self.latency.read(now) {
+            self.latency.observe(latency, now);
+        }
+    }
+
     pub fn observe(&self, latency: Duration, now: Instant) {
         self.latency.observe(latency, now);
     }

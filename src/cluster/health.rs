@@ -28,6 +28,8 @@ pub enum Cause {
     FailurePercent,
     /// It failed far more often than the others did.
     Outlier,
+    /// Nothing succeeded there of late, while the others did well.
+    NoSuccess,
 }
 
 /// How a request came to be sent to an endpoint.
@@ -173,7 +175,8 @@ impl Health {
         match self.cause.load(Relaxed) {
             0 => Cause::ConsecutiveFailures,
             1 => Cause::FailurePercent,
-            _ => Cause::Outlier,
+            2 => Cause::Outlier,
+            _ => Cause::NoSuccess,
         }
     }
 }
@@ -232,6 +235,7 @@ impl Cause {
             Self::ConsecutiveFailures => "consecutive_failures",
             Self::FailurePercent => "failure_percent",
             Self::Outlier => "outlier",
+            Self::NoSuccess => "no_success",
         }
     }
 }

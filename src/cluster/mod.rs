@@ -4,6 +4,7 @@ pub mod balance;
 pub mod budget;
 pub mod endpoint;
 pub mod health;
+pub mod latencies;
 pub mod outlier;
 pub mod table;
 

@@ -13,6 +13,11 @@ use tokio::time::Instant;
 pub const PERIOD: Duration = Duration::from_secs(1);
 /// Over how many periods success rates are taken.
 const PERIODS: usize = 10;
+/// An endpoint that has failed twice and had no success for so many periods, while the others did well, is taken out. One
+/// that hangs would else hardly be: its latency keeps requests away, so that five failures in a row take minutes.
+const NO_SUCCESS: usize = 2;
+/// What doing well is.
+const WELL: f64 = 0.8;
 /// An outlier is at least this much worse than the mean. Where all others never fail, the standard deviation is next to
 /// nothing, and a single failure would be beyond any number of them.
 const LEAST_DIFFERENCE: f64 = 0.05;
@@ -93,6 +98,8 @@ impl Detector {
         outlier: &Outlier,
     ) -> Vec<(&'e Arc<Endpoint>, Cause)> {
         let limit = self.outlier_limit(each, outlier);
+        let recent = |endpoint: &Arc<Endpoint>| self.windows.get(&endpoint.live.key).map_or((0, 0), Window::recent);
+        let all = each.iter().map(|endpoint| recent(endpoint)).fold((0, 0), |(a, b), (c, d)| (a + c, b + d));
         let mut candidates: Vec<(&Arc<Endpoint>, Cause, f64)> = Vec::new();
         for endpoint in each.iter().filter(|endpoint| endpoint.live.health.is_available()) {
             let health: &Health = &endpoint.live.health;
@@ -106,6 +113,8 @@ impl Detector {
                 && (1.0 - rate) * 100.0 > f64::from(breaker.failure_percent)
             {
                 Cause::FailurePercent
+            } else if breaker.enabled && most > 0 && in_a_row >= 2 && alone_fails(recent(endpoint), all) {
+                Cause::NoSuccess
             } else if requests >= outlier.min_requests && limit.is_some_and(|limit| rate < limit) {
                 Cause::Outlier
             } else {
@@ -151,6 +160,12 @@ impl Detector {
     }
 }
 
+/// Whether one endpoint had no success while the others did well, by their recent requests and failures.
+fn alone_fails((requests, failures): (u64, u64), (all_requests, all_failures): (u64, u64)) -> bool {
+    let (others, failed) = (all_requests - requests, all_failures - failures);
+    requests == failures && others > 0 && (others - failed) as f64 >= WELL * others as f64
+}
+
 /// Whether one more of `all` may become unavailable: it is counted with the others, and is never the last.
 fn may_eject(unavailable: usize, all: usize, most_percent: u32) -> bool {
     let then = unavailable + 1;
@@ -187,6 +202,14 @@ impl Window {
         self.periods[self.at] = (added(completed, self.completed).max(failed), failed);
         self.at = (self.at + 1) % PERIODS;
         (self.completed, self.failures) = (completed, failures);
+    }
+
+    /// Requests and failures of the last [`NO_SUCCESS`] periods.
+    fn recent(&self) -> (u64, u64) {
+        let last = (1..=NO_SUCCESS).map(|back| self.periods[(self.at + PERIODS - back) % PERIODS]);
+        last.fold((0, 0), |(requests, failures), (more, failed)| {
+            (requests + u64::from(more), failures + u64::from(failed))
+        })
     }
 
     fn requests(&self) -> u32 {

@@ -134,9 +134,9 @@ async fn a_share_of_failures_ejects_once_there_were_enough_requests() {
     assert_eq!(all[0].live.health.window().unwrap().0, 19);
     requests(&all[0], 1, 0);
     assert_eq!(tick(&all), [("0".to_owned(), Cause::FailurePercent)]);
-    requests(&all[1], 0, 4);
+    requests(&all[1], 1, 4);
     for _ in 0..11 {
-        assert_eq!(tick(&all), [], "first 24 of 124, then 4 of 4, which are too few");
+        assert_eq!(tick(&all), [], "first 24 of 125, then 4 of 5, which are too few");
     }
     assert_eq!(all[1].live.health.window(), None, "what was ten seconds ago is forgotten");
 }
@@ -161,6 +161,23 @@ async fn an_outlier_is_ejected_and_the_cap_counts_it() {
         let expected: &[(&str, Cause)] = if expected == 1 { &[("0", Cause::Outlier)] } else { &[] };
         assert_eq!(ejected(&changes), expected, "{count} endpoints, at most {cap} %");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_hangs_is_ejected_though_it_gets_few_requests() {
+    let (mut detector, all) = (Detector::default(), endpoints(5));
+    let mut tick = |good: usize, bad: usize| {
+        all[1..].iter().for_each(|endpoint| requests(endpoint, good, bad));
+        detector.tick(&all, &service(), Instant::now())
+    };
+    requests(&all[0], 10, 0);
+    assert!(tick(10, 0).is_empty());
+    requests(&all[0], 10, 2);
+    assert!(tick(10, 0).is_empty(), "it has just had a success");
+    requests(&all[0], 0, 2);
+    assert!(tick(3, 2).is_empty(), "and now the others do not do well either");
+    assert!(tick(3, 2).is_empty());
+    assert_eq!(ejected(&tick(10, 1)), [("0", Cause::NoSuccess)]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,8 +5,9 @@
 use super::{
     balance::Selector,
     budget::Budget,
-    endpoint::{Endpoint, Live},
-    health::{Choice, Standing},
+    endpoint::{Endpoint, InFlight, Live},
+    health::{Choice, Outcome, Standing},
+    latencies::Latencies,
 };
 use crate::{
     config::Service,
@@ -18,7 +19,7 @@ use rustls::ClientConfig;
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
@@ -88,6 +89,8 @@ pub struct Cluster {
     /// Set by requests that saw something that may have to change who is available, taken by discovery at once.
     reviewing: AtomicBool,
     bell: Arc<Notify>,
+    /// Only where requests are hedged by a percentile.
+    latencies: OnceLock<Box<Latencies>>,
 }
 
 /// How requests for a service are carried, worked out once per change of the config.
@@ -144,6 +147,7 @@ impl Cluster {
             used: AtomicBool::new(true),
             reviewing: AtomicBool::new(false),
             bell,
+            latencies: OnceLock::new(),
         }
     }
 
@@ -213,8 +217,24 @@ impl Cluster {
         counts.into_iter().enumerate().for_each(|(state, count)| self.metrics.endpoints.set(state, count));
     }
 
+    /// Takes note of what came of a request.
+    pub fn tell(&self, request: &mut InFlight, outcome: Outcome) {
+        let limit = match outcome {
+            Outcome::Success => 0,
+            Outcome::Failure => self.load().settings.service.breaker.consecutive_failures,
+        };
+        if request.tell(outcome, limit) {
+            self.ask_for_review();
+        }
+    }
+
+    /// How long its responses took lately, as far as somebody observes it.
+    pub fn latencies(&self) -> &Latencies {
+        self.latencies.get_or_init(Box::default)
+    }
+
     /// Asks the control thread to look at what requests found.
-    pub fn ask_for_review(&self) {
+    fn ask_for_review(&self) {
         if !self.reviewing.swap(true, Relaxed) {
             self.bell.notify_one();
         }

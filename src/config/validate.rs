@@ -1,8 +1,8 @@
 //! What the types alone cannot hold: names that must exist, addresses that must differ, ranges, files.
 
 use super::{
-    AccessLog, Breaker, Config, ConsulRegistry, Discovery, EtcdRegistry, Listener, Log, Outlier, Pool, Registry, Retry,
-    RetryBackoff, Service, Timeouts, Tls,
+    AccessLog, Breaker, Config, ConsulRegistry, Discovery, EtcdRegistry, Hedge, Listener, Log, Outlier, Pool, Registry,
+    Retry, RetryBackoff, Service, Timeouts, Tls,
     error::{Faults, Path, Place, Step, did_you_mean, one_of, shorten},
     human, log_filter,
     tree::{Fate, Node},
@@ -344,11 +344,15 @@ impl<'t> Check<'_, 't> {
             self.tls(&spot.key("tls"), tls);
         }
         let at = spot.key("timeouts");
-        let Timeouts { connect, request, idle } = service.timeouts;
-        for (key, timeout) in [("connect", connect), ("request", request), ("idle", idle)] {
-            self.positive(&at.key(key), timeout);
+        let Timeouts { connect, request, idle, stream } = service.timeouts;
+        let each = [("connect", Some(connect)), ("request", Some(request)), ("idle", Some(idle)), ("stream", stream)];
+        for (key, timeout) in each {
+            timeout.into_iter().for_each(|timeout| self.positive(&at.key(key), timeout));
         }
         self.retry(&spot.key("retry"), &service.retry);
+        if let Some(hedge) = &service.hedge {
+            self.hedge(&spot.key("hedge"), hedge);
+        }
         self.ejection(spot, &service.breaker, &service.outlier);
         self.range(&spot.key("panic_threshold"), service.panic_threshold, 0, 100);
         let at = spot.key("pool");
@@ -371,6 +375,18 @@ impl<'t> Check<'_, 't> {
         let at = spot.key("budget");
         self.range(&at.key("percent"), retry.budget.percent, 0, 100);
         self.range(&at.key("per_second"), retry.budget.per_second, 0, 100_000);
+    }
+
+    fn hedge(&mut self, spot: &Spot<'t>, hedge: &Hedge) {
+        if hedge.after.is_some() == hedge.percentile.is_some() {
+            self.fail(spot, "expected either `after` or `percentile`");
+        }
+        if let Some(after) = hedge.after {
+            self.positive(&spot.key("after"), after);
+        }
+        if let Some(percentile) = hedge.percentile {
+            self.range(&spot.key("percentile"), percentile, 50, 99);
+        }
     }
 
     fn ejection(&mut self, spot: &Spot<'t>, breaker: &Breaker, outlier: &Outlier) {

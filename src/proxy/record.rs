@@ -1,7 +1,7 @@
 //! The record of one request. It counts itself when it is dropped, so that every request that began is also counted as
 //! ended, however it ended.
 
-use super::{body::Body, headers::X_REQUEST_ID, http::Downstream, listener::Listener};
+use super::{body::Body, headers::X_REQUEST_ID, http::Downstream, listener::Listener, timer::Patience};
 use crate::{
     cluster::{Cluster, endpoint::InFlight, health::Outcome},
     error::{ProxyError, Reason},
@@ -106,6 +106,16 @@ impl Record {
         self.in_flight = Some(in_flight);
     }
 
+    /// A try was made beside the current one.
+    pub fn attempted(&mut self) {
+        self.attempts += 1;
+    }
+
+    /// From now on it is that one that counts.
+    pub fn attempt_instead(&mut self, in_flight: InFlight) {
+        self.in_flight = Some(in_flight);
+    }
+
     /// Another try will be made because of `reason`.
     pub fn retried(&self, reason: Reason) {
         if let Some(cluster) = &self.cluster {
@@ -115,13 +125,8 @@ impl Record {
 
     /// What came of the current try, as far as it says something about its endpoint.
     pub fn tell(&mut self, outcome: Outcome) {
-        let (Some(cluster), Some(in_flight)) = (&self.cluster, &mut self.in_flight) else { return };
-        let limit = match outcome {
-            Outcome::Success => 0,
-            Outcome::Failure => cluster.load().settings.service.breaker.consecutive_failures,
-        };
-        if in_flight.tell(outcome, limit) {
-            cluster.ask_for_review();
+        if let (Some(cluster), Some(in_flight)) = (&self.cluster, &mut self.in_flight) {
+            cluster.tell(in_flight, outcome);
         }
     }
 
@@ -154,9 +159,11 @@ impl Record {
         }
     }
 
-    /// The longest time without a byte of the response.
-    pub fn idle_timeout(&self) -> Duration {
-        self.cluster.as_ref().map_or(Duration::from_secs(60), |c| c.load().settings.service.timeouts.idle)
+    /// How long the response may take, now that it has begun.
+    pub fn patience(&self) -> Patience {
+        let Some(cluster) = &self.cluster else { return Patience { idle: Duration::from_secs(60), until: None } };
+        let timeouts = &cluster.load().settings.service.timeouts;
+        Patience { idle: timeouts.idle, until: timeouts.stream.map(|stream| self.started + stream) }
     }
 
     /// The trailers of the response have come.

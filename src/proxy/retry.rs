@@ -3,7 +3,7 @@
 use crate::{
     config::{self, RetryOn},
     error::{Reason, Retry},
-    proxy::{body::Body, http::SendFailure},
+    proxy::{body::Body, journey::SendFailure},
 };
 use http::{
     HeaderMap, HeaderName, Method, Response, StatusCode,

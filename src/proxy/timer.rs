@@ -45,11 +45,20 @@ impl Timer {
     }
 }
 
+/// How long an exchange may go on once its response has begun.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// Without a byte.
+    pub idle: Duration,
+    /// In any case.
+    pub until: Option<Instant>,
+}
+
 /// Notices that nothing moved for a time, without looking at the clock when something does: a counter of what has moved
-/// is compared four times per period.
+/// is compared four times per period. And that it has been enough altogether, where that is limited.
 #[derive(Debug)]
 pub struct IdleWatch {
-    period: Duration,
+    patience: Patience,
     seen: u64,
     quiet: u32,
 }
@@ -58,22 +67,32 @@ impl IdleWatch {
     const LOOKS: u32 = 4;
 
     /// Starts to watch; sets the timer.
-    pub fn new(period: Duration, timer: &mut Timer) -> Self {
-        timer.set(Instant::now() + period / Self::LOOKS);
-        Self { period, seen: 0, quiet: 0 }
+    pub fn new(patience: Patience, timer: &mut Timer) -> Self {
+        let watch = Self { patience, seen: 0, quiet: 0 };
+        watch.set(timer);
+        watch
     }
 
-    /// Ready with the error when `moved` has not changed for the period, give or take a quarter of it.
+    fn set(&self, timer: &mut Timer) {
+        let look = Instant::now() + self.patience.idle / Self::LOOKS;
+        timer.set(self.patience.until.map_or(look, |until| until.min(look)));
+    }
+
+    /// Ready with the error when `moved` has not changed for the period, give or take a quarter of it, or all time is up.
     pub fn poll_idle(&mut self, moved: u64, timer: &mut Timer, cx: &mut Context<'_>) -> Poll<ProxyError> {
         loop {
             ready!(timer.poll_expired(cx));
+            if self.patience.until.is_some_and(|until| Instant::now() >= until) {
+                let detail = "the exchange took longer than timeouts.stream allows";
+                return Poll::Ready(ProxyError::new(Reason::StreamTimeout, detail));
+            }
             self.quiet = if moved == self.seen { self.quiet + 1 } else { 0 };
             self.seen = moved;
             if self.quiet >= Self::LOOKS {
-                let detail = format!("nothing moved for {:?}", self.period);
+                let detail = format!("nothing moved for {:?}", self.patience.idle);
                 return Poll::Ready(ProxyError::new(Reason::IdleTimeout, detail));
             }
-            timer.set(Instant::now() + self.period / Self::LOOKS);
+            self.set(timer);
         }
     }
 }
@@ -103,10 +122,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn idle_is_when_nothing_moved_for_the_period() {
         let (start, mut timer) = (Instant::now(), Timer::default());
-        let mut watch = IdleWatch::new(Duration::from_secs(60), &mut timer);
+        let mut watch = IdleWatch::new(Patience { idle: Duration::from_secs(60), until: None }, &mut timer);
         let moved = || if start.elapsed() < Duration::from_secs(100) { start.elapsed().as_secs() + 1 } else { 100 };
         poll_fn(|cx| watch.poll_idle(moved(), &mut timer, cx)).await;
         let idle = start.elapsed().as_secs();
         assert!((160..=180).contains(&idle), "{idle}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_limit_ends_what_moves_too() {
+        let (start, mut timer) = (Instant::now(), Timer::default());
+        let patience = Patience { idle: Duration::from_secs(60), until: Some(start + Duration::from_secs(100)) };
+        let mut watch = IdleWatch::new(patience, &mut timer);
+        let error = poll_fn(|cx| watch.poll_idle(start.elapsed().as_secs(), &mut timer, cx)).await;
+        assert_eq!((error.reason, start.elapsed().as_secs()), (Reason::StreamTimeout, 100));
     }
 }

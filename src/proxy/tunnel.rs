@@ -2,7 +2,7 @@
 
 use super::{
     h1::Tunnel,
-    timer::{IdleWatch, Timer},
+    timer::{IdleWatch, Patience, Timer},
 };
 use crate::net::io::Io;
 use bytes::BytesMut;
@@ -13,13 +13,12 @@ use std::{
     pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll},
-    time::Duration,
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional};
 
-/// Copies until both directions have ended, one breaks, or nothing moves for `idle`. Gives the bytes sent upstream and
+/// Copies until both directions have ended, one breaks, or `patience` ends. Gives the bytes sent upstream and
 /// those received from there.
-pub async fn run(down: (Rc<Io>, BytesMut), upstream: Tunnel, idle: Duration, timer: &mut Timer) -> (u64, u64) {
+pub async fn run(down: (Rc<Io>, BytesMut), upstream: Tunnel, patience: Patience, timer: &mut Timer) -> (u64, u64) {
     let (sent, received) = (Cell::new(0), Cell::new(0));
     let mut client = End { io: down.0, written: &received };
     let mut server = End { io: upstream.io(), written: &sent };
@@ -30,7 +29,7 @@ pub async fn run(down: (Rc<Io>, BytesMut), upstream: Tunnel, idle: Duration, tim
     };
     {
         let mut copying = pin!(copying);
-        let mut watch = IdleWatch::new(idle, timer);
+        let mut watch = IdleWatch::new(patience, timer);
         poll_fn(|cx| match copying.as_mut().poll(cx) {
             // However it ended, both sides are closed now.
             Poll::Ready(_) => Poll::Ready(()),

@@ -52,7 +52,7 @@ impl<'t> Waiting<'t> {
         timer.clear();
         Self {
             timer,
-            request: timeouts.request,
+            request: timeouts.stream.map_or(timeouts.request, |stream| stream.min(timeouts.request)),
             idle: timeouts.idle,
             deadline,
             per_try: service.retry.per_try_timeout,
@@ -67,6 +67,23 @@ impl<'t> Waiting<'t> {
             sent: false,
             seen: 0,
             quiet: 0,
+        }
+    }
+
+    /// For another try of the same request beside this one, which is over when this one is. Not for one whose body still
+    /// comes in.
+    pub fn beside<'a>(&self, timer: &'a mut Timer) -> Waiting<'a> {
+        let over = self.over.filter(|_| self.counted).unwrap_or_else(|| self.whole(self.started));
+        Waiting {
+            timer,
+            over: Some(over),
+            until: Some(over),
+            counted: true,
+            tries: 1,
+            sent: false,
+            seen: 0,
+            quiet: 0,
+            ..*self
         }
     }
 

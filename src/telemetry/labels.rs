@@ -62,5 +62,5 @@ pub const WORDS: Words = Words {
     pool_closed: &["idle", "age", "full", "peer", "used", "removed"],
     refused: &["limit", "accept_error"],
     endpoints: &["available", "unavailable", "ejected", "unhealthy"],
-    ejections: &["consecutive_failures", "failure_percent", "outlier"],
+    ejections: &["consecutive_failures", "failure_percent", "outlier", "no_success"],
 };

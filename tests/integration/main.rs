@@ -4,8 +4,10 @@ mod bounds;
 mod cli;
 mod demo;
 mod e2e;
+mod ejection;
 #[cfg(feature = "real-servers")]
 mod following;
+mod hedging;
 mod http1;
 mod http1_bodies;
 mod http1_dead_connections;

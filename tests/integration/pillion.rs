@@ -176,6 +176,15 @@ impl Pillion {
         }
     }
 
+    /// Waits until so many requests were answered.
+    pub async fn until_served(&self, count: f64) {
+        let start = Instant::now();
+        while self.metric("pillion_requests_total", &[]).await < count {
+            assert!(start.elapsed() < PATIENCE, "{} of {count}", self.metric("pillion_requests_total", &[]).await);
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Waits until nothing is held for clients that are gone.
     pub async fn until_free(&self) {
         self.until_metric("pillion_requests_in_flight", &[], 0.0).await;
@@ -188,6 +197,12 @@ impl Pillion {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id().unwrap())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the kernel tells it");
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
+    /// Sends it a signal, by name: `STOP`, `CONT`.
+    pub async fn signal(&self, name: &str) {
+        let id = self.child.id().unwrap().to_string();
+        assert!(Command::new("kill").args([&format!("-{name}"), &id]).status().await.unwrap().success());
     }
 
     /// Asks it to end, and waits until it has.

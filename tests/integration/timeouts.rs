@@ -7,6 +7,7 @@ use crate::{
 };
 use std::{net::SocketAddr, time::Duration};
 use tokio::{
+    io::AsyncWriteExt,
     net::{TcpSocket, TcpStream},
     time::{Instant, timeout},
 };
@@ -256,6 +257,33 @@ async fn an_idle_client_is_closed_after_its_time() {
     client.closed().await;
     silent.closed().await;
     assert!((200 * MS..PATIENCE / 2).contains(&start.elapsed()), "{:?}", start.elapsed());
+    pillion.until_free().await;
+}
+
+#[tokio::test]
+async fn a_response_that_never_ends_is_ended_by_the_stream_s_time() {
+    let upstream = Upstream::bind().await;
+    let settings = "user-service: { timeouts: { stream: 500ms } }";
+    let pillion = Setup::users([upstream.address]).service(settings).start().await;
+    let mut client = pillion.connect().await;
+    let start = Instant::now();
+    client.send(get("/")).await;
+    let mut server = upstream.accept().await;
+    server.request().await;
+    server.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await;
+    // A byte every now and then until it is cut.
+    let trickle = async {
+        loop {
+            if server.stream.write_all(b"1\r\nx\r\n").await.is_err() {
+                return;
+            }
+            tokio::time::sleep(20 * MS).await;
+        }
+    };
+    let (cut, ()) = tokio::join!(client.try_response(), trickle);
+    assert!(cut.is_err(), "{cut:?}");
+    assert!((500 * MS..PATIENCE / 4).contains(&start.elapsed()), "{:?}", start.elapsed());
+    pillion.until_metric("pillion_errors_total", &["reason=\"stream_timeout\""], 1.0).await;
     pillion.until_free().await;
 }
 

@@ -11,7 +11,8 @@ use std::time::Duration;
 #[serde(deny_unknown_fields, default)]
 pub struct Breaker {
     pub enabled: bool,
-    /// So many failures in a row open it; 0 means any number is borne. A failure is a 5xx other than 501, no response, a
+    /// So many failures in a row open it, or two if there was no success for two seconds while the others did well; 0 means
+    /// any number is borne. A failure is a 5xx other than 501, no response, a
     /// response that breaks off, or gRPC UNKNOWN, INTERNAL, UNAVAILABLE or DATA_LOSS.
     pub consecutive_failures: u32,
     /// More failures than this, in percent of its requests in the last ten seconds, open it.

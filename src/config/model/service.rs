@@ -1,6 +1,6 @@
 //! How requests for a service are carried.
 
-use super::{super::human, Breaker, Outlier, Retry, Tls};
+use super::{super::human, Breaker, Hedge, Outlier, Retry, Tls};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -25,6 +25,9 @@ pub struct Service {
     pub tls: Option<Tls>,
     pub timeouts: Timeouts,
     pub retry: Retry,
+    /// Without it, a request goes to one endpoint at a time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hedge: Option<Hedge>,
     pub breaker: Breaker,
     pub outlier: Outlier,
     /// With fewer available endpoints than this, in percent, all are used, those that are not available too: better a
@@ -83,6 +86,10 @@ pub struct Timeouts {
     #[serde(with = "human")]
     #[schemars(with = "human::Text")]
     pub idle: Duration,
+    /// From the request to the end of the response, whatever moves; upgraded connections as well. Without it: no limit.
+    #[serde(with = "human::optional", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<human::Text>")]
+    pub stream: Option<Duration>,
 }
 
 /// Connections to upstreams, per worker and endpoint.
@@ -111,6 +118,7 @@ impl Default for Service {
             tls: None,
             timeouts: Timeouts::default(),
             retry: Retry::default(),
+            hedge: None,
             breaker: Breaker::default(),
             outlier: Outlier::default(),
             panic_threshold: 50,
@@ -121,7 +129,12 @@ impl Default for Service {
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self { connect: Duration::from_secs(1), request: Duration::from_secs(15), idle: Duration::from_secs(60) }
+        Self {
+            connect: Duration::from_secs(1),
+            request: Duration::from_secs(15),
+            idle: Duration::from_secs(60),
+            stream: None,
+        }
     }
 }
 

@@ -61,6 +61,7 @@ fn values_of_the_wrong_type() {
              `round-robin`, `random` or `response-time`; did you mean `peak-ewma`?",
             ],
         ),
+        ("services: { web: { hedge: {} } }", &["2:27: services.web.hedge: expected either `after` or `percentile`"]),
         (
             "services: { web: { protocol: { kind: http1 } } }",
             &["2:30: services.web.protocol: found a map; expected `http1` or `http2`"],
@@ -83,7 +84,7 @@ fn keys_that_are_unknown_missing_or_doubled() {
         (
             "services:\n  user-service:\n    timeouts:\n      conect: 1s\n",
             &["5:7: services.user-service.timeouts.conect: unknown key; did you mean `connect`? \
-             known here: `connect`, `request`, `idle`"],
+             known here: `connect`, `request`, `idle`, `stream`"],
         ),
         ("log: { zebra: 1 }", &["2:8: log.zebra: unknown key; known here: `level`, `format`"]),
         ("workers: 1\nworkers: 2", &["3:1: workers: the key is there twice; the first is in line 2"]),
@@ -186,6 +187,22 @@ fn ranges() {
         (
             "services: { a: { pool: { max_idle: 99999999 } } }",
             &["2:36: services.a.pool.max_idle: found `99999999`; expected a number from 0 to 65536"],
+        ),
+        (
+            "services: { a: { breaker: { failure_percent: 0, open: { base: 2m } }, panic_threshold: 101 } }",
+            &[
+                "2:46: services.a.breaker.failure_percent: found `0`; expected a number from 1 to 100",
+                "2:49: services.a.breaker.open.max: found `1m`; expected at least `2m`",
+                "2:88: services.a.panic_threshold: found `101`; expected a number from 0 to 100",
+            ],
+        ),
+        (
+            "services: { a: { outlier: { deviations: 0, min_endpoints: 2 }, hedge: { percentile: 100 } } }",
+            &[
+                "2:41: services.a.outlier.deviations: found `0`; expected a number from 0.1 to 10",
+                "2:59: services.a.outlier.min_endpoints: found `2`; expected a number from 3 to 1000",
+                "2:85: services.a.hedge.percentile: found `100`; expected a number from 50 to 99",
+            ],
         ),
         ("discovery: { idle: 1000000d }", &["2:20: discovery.idle: found `1000000d`; expected at most a year"]),
         (

@@ -180,7 +180,7 @@ fn what_is_wrong_in_defaults_is_told_once_and_there() {
             "3:34: defaults.timeouts.connect: found `0s`; expected at least `1ms`",
             "3:47: defaults.timeouts.request: `soon` is not a duration; expected a number with a unit, like `250ms`, \
              `15s` or `1h 30m`",
-            "3:53: defaults.timeouts.retry: unknown key; known here: `connect`, `request`, `idle`",
+            "3:53: defaults.timeouts.retry: unknown key; known here: `connect`, `request`, `idle`, `stream`",
             "3:75: defaults.sources[0]: no registry is named `other`; expected `main`",
         ]
     );

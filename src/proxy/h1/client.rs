@@ -12,7 +12,8 @@ use crate::{
     proxy::{
         body::Body,
         headers,
-        http::{Interim, SendFailure, Sent},
+        http::Interim,
+        journey::{SendFailure, Sent},
         pool::H1Lease,
         waiting::Waiting,
     },

@@ -257,8 +257,7 @@ impl Server {
                 let detail = "the client left before the end of the response";
                 return Poll::Ready(Err(ProxyError::new(Reason::DownstreamClosed, detail)));
             }
-            let idle = record.idle_timeout();
-            let watch = watch.get_or_insert_with(|| IdleWatch::new(idle, timer));
+            let watch = watch.get_or_insert_with(|| IdleWatch::new(record.patience(), timer));
             // The request may still be on its way, too.
             watch.poll_idle(sending.bytes + reader.borrow().body_bytes, timer, cx).map(Err)
         })
@@ -300,7 +299,7 @@ impl Server {
         upstream: Tunnel,
         record: &mut Record,
     ) -> Result<Next, ProxyError> {
-        let idle = record.idle_timeout();
+        let patience = record.patience();
         let writer = self.writer.get_mut();
         write_response(&mut writer.head, &parts, Framing::None, None);
         let written = poll_fn(|cx| writer.poll_flush(cx)).await;
@@ -309,7 +308,7 @@ impl Server {
             let mut reader = self.reader.borrow_mut();
             (reader.io.clone(), std::mem::take(&mut reader.buf))
         };
-        let (sent, received) = tunnel::run(down, upstream, idle, &mut self.timer).await;
+        let (sent, received) = tunnel::run(down, upstream, patience, &mut self.timer).await;
         record.bytes_out = received;
         self.reader.borrow_mut().body_bytes += sent;
         Ok(Next::Close)

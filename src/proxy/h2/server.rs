@@ -15,7 +15,7 @@ use crate::{
         listener::Listener,
         record::Record,
         respond,
-        timer::{IdleWatch, Timer},
+        timer::{IdleWatch, Patience, Timer},
     },
 };
 use bytes::{Bytes, BytesMut};
@@ -83,7 +83,8 @@ async fn accept(mut connection: Connection<H2Io, Bytes>, shared: &Rc<Shared>) ->
     let mut closing = shared.listener.closed();
     let (mut leaving, mut busy) = (false, 0);
     let mut timer = Timer::default();
-    let mut watch = IdleWatch::new(shared.listener.settings().limits.idle_timeout, &mut timer);
+    let mut watch =
+        IdleWatch::new(Patience { idle: shared.listener.settings().limits.idle_timeout, until: None }, &mut timer);
     let pings = connection.ping_pong();
     let mut unanswered = pin!(async {
         match pings {
@@ -223,7 +224,7 @@ async fn write_response(
     }
     let mut pump = Pump::new(body, stream);
     let mut watch = None;
-    let idle = record.idle_timeout();
+    let patience = record.patience();
     let sent = poll_fn(|cx| {
         match pump.poll(cx) {
             Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
@@ -231,7 +232,7 @@ async fn write_response(
             Poll::Ready(Err(PumpError::Sink(error))) => return Poll::Ready(Err(gone(error))),
             Poll::Pending => {}
         }
-        let watch = watch.get_or_insert_with(|| IdleWatch::new(idle, timer));
+        let watch = watch.get_or_insert_with(|| IdleWatch::new(patience, timer));
         // The request may still be on its way, too.
         watch.poll_idle(pump.moved() + received.get(), timer, cx).map(Err)
     })

@@ -22,6 +22,8 @@ families! {
     Errors COUNTER "pillion_errors_total" "Requests that pillion answered itself or cut off, by reason."
     Retries COUNTER "pillion_retries_total" "Further tries of a request, by the reason of the try before."
     RetriesDenied COUNTER "pillion_retries_denied_total" "Further tries that the retry budget did not allow."
+    Hedges COUNTER "pillion_hedges_total" "Requests that were sent to a second endpoint while the first took long."
+    HedgesWon COUNTER "pillion_hedges_won_total" "Those of them that the second endpoint answered."
     Connections GAUGE "pillion_connections" "Open connections from clients."
     // Not `pillion_connections_total`: in OpenMetrics that is the gauge's own name.
     ConnectionsOpened COUNTER "pillion_connections_accepted_total" "Connections accepted from clients."

@@ -70,6 +70,10 @@ pub struct ServiceMetrics {
     pub retries: Tally,
     /// Those that the budget did not allow.
     pub retries_denied: Counter,
+    /// Requests that went to a second endpoint as well.
+    pub hedges: Counter,
+    /// Those of them that the second one answered.
+    pub hedges_won: Counter,
     pub pool: PoolMetrics,
     /// Endpoints by state: [`Tally::set`].
     pub endpoints: Tally,
@@ -135,6 +139,8 @@ impl Metrics {
                 errors: Tally::new(self.words.errors),
                 retries: Tally::new(self.words.retries),
                 retries_denied: Counter::default(),
+                hedges: Counter::default(),
+                hedges_won: Counter::default(),
                 pool: PoolMetrics {
                     idle: Gauge::default(),
                     active: Gauge::default(),
@@ -230,6 +236,8 @@ impl ServiceMetrics {
             (Family::RequestBytes, &self.request_bytes),
             (Family::ResponseBytes, &self.response_bytes),
             (Family::RetriesDenied, &self.retries_denied),
+            (Family::Hedges, &self.hedges),
+            (Family::HedgesWon, &self.hedges_won),
             (Family::PoolOpened, &self.pool.opened),
             (Family::PoolConnectFailures, &self.pool.connect_failures),
             (Family::TableSwaps, &self.table_swaps),

@@ -1,0 +1,329 @@
+//! A request's way to an endpoint: pick, connection, exchange; and round again where another try can help.
+
+use super::{
+    body::Body,
+    connect::ConnectError,
+    h1, h2, headers,
+    http::{Interim, Proxy},
+    pool::Lease,
+    record::Record,
+    retry,
+    retry::Verdict,
+    waiting::Waiting,
+};
+use crate::{
+    backoff::Backoff,
+    cluster::{
+        Cluster, Endpoint, Snapshot,
+        budget::Grant,
+        endpoint::InFlight,
+        health::{Choice, Outcome},
+    },
+    error::{Fault, ProxyError, Reason},
+    registry::Protocol,
+};
+use bytes::Bytes;
+use http::{HeaderValue, Method, Response, request};
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// A pooled connection that turns out to be dead is replaced by a fresh one at most this often per request. It is no retry:
+/// the endpoint has seen nothing of the request, or may see it twice.
+const MAX_FRESH: u32 = 2;
+/// What is read of a response that is given up for another try, so that its connection can be used again.
+const MAX_DISCARDED: usize = 64 * 1024;
+
+/// A request on its way to an endpoint, once it is known which service it is for.
+pub struct Journey<'j> {
+    pub to: Destination<'j>,
+    pub interim: &'j dyn Interim,
+    pub parts: request::Parts,
+    pub waiting: Waiting<'j>,
+}
+
+/// What all tries of a request have in common.
+#[derive(Clone, Copy)]
+pub struct Destination<'j> {
+    pub cluster: &'j Cluster,
+    pub snapshot: &'j Snapshot,
+    pub proxy: &'j Proxy,
+    pub is_grpc: bool,
+}
+
+impl Journey<'_> {
+    /// Sends the request to one endpoint after another until there is a response for the caller, or another try cannot
+    /// help or is not allowed.
+    pub async fn try_endpoints(&mut self, mut body: Body, record: &mut Record) -> Result<Response<Body>, ProxyError> {
+        let mut tried: Vec<Arc<Endpoint>> = Vec::new();
+        let first = self.to.pick(&tried, record.started());
+        let (mut endpoint, mut choice) = first.ok_or_else(|| no_endpoints(self.to.snapshot))?;
+        let (mut fresh, mut replaced, mut retries) = (false, 0, 0);
+        // Held while a retry waits and until it has ended.
+        let mut grant = None;
+        loop {
+            record.attempt(InFlight::start(endpoint.clone(), choice));
+            let tried_once = match self.hedge_after(&body, retries) {
+                None => self.send_once(&endpoint, body, fresh).await,
+                Some(after) => Box::pin(self.send_hedged(&mut endpoint, fresh, after, &mut tried, record)).await,
+            };
+            let failed = match tried_once {
+                Ok(response) => {
+                    record.answered(&response, self.to.is_grpc);
+                    return Ok(response);
+                }
+                Err(failed) => failed,
+            };
+            drop(grant.take());
+            if failed.stale
+                && replaced < MAX_FRESH
+                && let Some(again) = failed.again
+            {
+                (fresh, replaced) = (true, replaced + 1);
+                record.retried(failed.reason);
+                body = again;
+                continue;
+            }
+            match &failed.outcome {
+                Ok(response) => record.answered(response, self.to.is_grpc),
+                Err(error) if says_something(error.reason) => record.tell(Outcome::Failure),
+                Err(_) => {}
+            }
+            tried.push(endpoint.clone());
+            let next = Box::pin(self.next_try(&failed, &tried, retries, &mut grant)).await;
+            let (Some(next), Some(again)) = (next, failed.again) else { return failed.outcome };
+            if let Ok(response) = failed.outcome {
+                discard(response);
+            }
+            record.retried(failed.reason);
+            ((endpoint, choice), body, fresh, retries) = (next, again, false, retries + 1);
+            self.parts.headers.insert(headers::X_PILLION_ATTEMPT, HeaderValue::from(retries + 1));
+        }
+    }
+
+    /// One try.
+    async fn send_once(
+        &mut self,
+        endpoint: &Arc<Endpoint>,
+        body: Body,
+        fresh: bool,
+    ) -> Result<Response<Body>, Box<Failed>> {
+        let Self { to, interim, parts, waiting } = self;
+        let sent = to.send(endpoint, parts, body, fresh, waiting, *interim).await;
+        to.classify(sent, endpoint, &parts.method, waiting.since())
+    }
+
+    /// The endpoint for another try, once the time for it has come. `None`: there is to be none.
+    async fn next_try(
+        &self,
+        failed: &Failed,
+        tried: &[Arc<Endpoint>],
+        retries: u32,
+        grant: &mut Option<Grant>,
+    ) -> Option<(Arc<Endpoint>, Choice)> {
+        let retry = &self.to.snapshot.settings.service.retry;
+        if !failed.possible || failed.again.is_none() || retries >= retry.attempts {
+            return None;
+        }
+        // One that refused a stream may take the next, if there is no other.
+        let refused = failed.reason == Reason::UpstreamRefused;
+        let again = || tried.last().filter(|_| refused).map(|last| (last.clone(), Choice::Available));
+        let next = self.to.pick(tried, Instant::now()).or_else(again)?;
+        // Where nobody was reached, nobody has to be spared.
+        if matches!(failed.reason, Reason::ConnectFailed | Reason::ConnectTimeout) {
+            return Some(next);
+        }
+        *grant = Some(self.to.allow_another()?);
+        let wait = failed.after.unwrap_or_else(|| Backoff::nth_wait(retry.backoff.base, retry.backoff.max, retries));
+        if !self.waiting.allows(wait) {
+            return None;
+        }
+        tokio::time::sleep(wait).await;
+        Some(next)
+    }
+}
+
+impl Destination<'_> {
+    /// An endpoint that was not tried yet, and how it comes to be chosen.
+    pub(super) fn pick(self, tried: &[Arc<Endpoint>], now: Instant) -> Option<(Arc<Endpoint>, Choice)> {
+        self.snapshot.pick(self.is_grpc, tried, now).map(|(endpoint, choice)| (endpoint.clone(), choice))
+    }
+
+    /// One try: a connection to the endpoint, and the exchange on it.
+    pub(super) async fn send(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        parts: &mut request::Parts,
+        body: Body,
+        fresh: bool,
+        waiting: &mut Waiting<'_>,
+        interim: &dyn Interim,
+    ) -> Result<Sent, SendFailure> {
+        let wanted = self.upstream_protocol(endpoint, parts);
+        let checkout = self.proxy.pool.checkout(self.cluster, endpoint, &self.snapshot.settings, wanted, fresh);
+        let lease = match waiting.in_time(checkout).await {
+            Ok(Ok(lease)) => lease,
+            Ok(Err(error)) => return Err(SendFailure::before(connect_error(endpoint, &error), body)),
+            Err(error) => return Err(SendFailure::before(error, body)),
+        };
+        waiting.shorten(&mut parts.headers);
+        waiting.begin_try();
+        let keep = self.snapshot.settings.service.retry.buffer;
+        match lease {
+            Lease::H1(lease) => {
+                let reused = lease.is_reused();
+                let sent = h1::send(lease, parts, body, keep, waiting, interim).await;
+                sent.map_err(|failure| SendFailure { reused, ..failure })
+            }
+            Lease::H2(lease) => h2::send(lease, parts, body, keep, waiting, interim).await,
+        }
+    }
+
+    /// What to speak to the endpoint: what the config says, what the registry says, what the request needs. `None`: what
+    /// ALPN settles.
+    fn upstream_protocol(self, endpoint: &Endpoint, parts: &request::Parts) -> Option<Protocol> {
+        let service = &self.snapshot.settings.service;
+        let tls = service.tls.is_some() || endpoint.instance.tls == Some(true);
+        service.protocol.or(endpoint.instance.protocol).or_else(|| {
+            if self.is_grpc {
+                Some(Protocol::Http2)
+            } else if tls && !headers::is_upgrade(&parts.headers) {
+                None
+            } else {
+                Some(Protocol::Http1)
+            }
+        })
+    }
+
+    /// Leave to ask one endpoint more for the same request, from the service's budget.
+    pub(super) fn allow_another(self) -> Option<Grant> {
+        let budget = &self.snapshot.settings.service.retry.budget;
+        let (share, floor) = (f64::from(budget.percent) / 100.0, f64::from(budget.per_second));
+        let in_flight = self.cluster.metrics.in_flight.get();
+        let grant = self.cluster.retries.take(share, floor, in_flight, Instant::now());
+        if grant.is_none() {
+            self.cluster.metrics.retries_denied.inc();
+        }
+        grant
+    }
+
+    /// What came of a try: a response for the caller, or a failure.
+    /// `since`: since when its endpoint was waited for.
+    pub(super) fn classify(
+        self,
+        sent: Result<Sent, SendFailure>,
+        endpoint: &Endpoint,
+        method: &Method,
+        since: Instant,
+    ) -> Result<Response<Body>, Box<Failed>> {
+        let retry = &self.snapshot.settings.service.retry;
+        match sent {
+            Ok(Sent { response, again }) => {
+                let now = Instant::now();
+                endpoint.live.observe(now - since, now);
+                match retry::judge(&response, self.is_grpc, method, retry) {
+                    Verdict::Final => Ok(response),
+                    Verdict::Again(after) => Err(Box::new(Failed {
+                        outcome: Ok(response),
+                        reason: Reason::UpstreamUnavailable,
+                        again,
+                        after,
+                        possible: true,
+                        stale: false,
+                    })),
+                }
+            }
+            Err(failure) => {
+                let safe = retry::is_safe(&failure, method);
+                if matches!(failure.error.reason, Reason::RequestTimeout | Reason::TryTimeout) {
+                    // It takes at least this long, and others are to know.
+                    let now = Instant::now();
+                    endpoint.live.observe(now - since, now);
+                }
+                Err(Box::new(Failed {
+                    reason: failure.error.reason,
+                    possible: safe && retry::is_wanted(failure.error.reason, retry),
+                    stale: safe && failure.reused,
+                    again: failure.body,
+                    after: None,
+                    outcome: Err(failure.error),
+                }))
+            }
+        }
+    }
+}
+
+fn no_endpoints(snapshot: &Snapshot) -> ProxyError {
+    let detail = match snapshot.endpoints.len() {
+        0 => "the service has no endpoints".into(),
+        count => format!("none of the service's {count} endpoints can take requests").into(),
+    };
+    ProxyError { reason: Reason::NoEndpoints, detail }
+}
+
+/// Whether a try that failed for this reason says something about its endpoint.
+pub(super) fn says_something(reason: Reason) -> bool {
+    // While it is sent, a request may just as well stall because its caller does.
+    reason.fault() == Fault::Upstream && reason != Reason::IdleTimeout
+}
+
+fn connect_error(endpoint: &Endpoint, error: &ConnectError) -> ProxyError {
+    ProxyError::new(error.reason(), format!("{}: {error}", endpoint.instance.address))
+}
+
+/// Reads what is at hand of a response that nobody gets. Its connection is then free for others, or closed.
+fn discard(response: Response<Body>) {
+    let mut body = response.into_body();
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    let mut read = 0;
+    while let Poll::Ready(Some(Ok(frame))) = body.poll_next(&mut cx)
+        && read < MAX_DISCARDED
+    {
+        read += frame.data_ref().map_or(0, Bytes::len);
+    }
+}
+
+/// A try that may be followed by another.
+pub struct Failed {
+    /// What the caller gets if it is not.
+    pub outcome: Result<Response<Body>, ProxyError>,
+    pub reason: Reason,
+    /// The request's body from its start, if it is still at hand.
+    pub again: Option<Body>,
+    /// Not before this time is over, the upstream said.
+    pub after: Option<Duration>,
+    /// Whether another try is safe, and wanted by the config.
+    pub possible: bool,
+    /// Whether a pooled connection was found dead, which says nothing about its endpoint.
+    pub stale: bool,
+}
+
+/// A try that gave a response.
+#[derive(Debug)]
+pub struct Sent {
+    pub response: Response<Body>,
+    /// The request's body from its start, if all of it was sent and kept.
+    pub again: Option<Body>,
+}
+
+/// A try that gave no response.
+#[derive(Debug)]
+pub struct SendFailure {
+    pub error: ProxyError,
+    /// Whether any byte of the request was written.
+    pub wrote: bool,
+    /// Whether the connection had served before, so that it may have been closed in the meantime.
+    pub reused: bool,
+    /// The body from its start, if it is still at hand.
+    pub body: Option<Body>,
+}
+
+impl SendFailure {
+    /// One that failed before the body was touched.
+    pub fn before(error: ProxyError, body: Body) -> Self {
+        Self { error, wrote: false, reused: false, body: Some(body) }
+    }
+}

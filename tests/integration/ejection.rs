@@ -1,0 +1,170 @@
+//! An instance that fails or hangs is kept out, is asked now and then how it is, and comes back.
+
+use crate::{
+    peer::{Answering, Peer, Upstream, get, post},
+    pillion::{Pillion, Setup},
+};
+use serde_json::Value;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+
+const TURN: &str = "balance: { policy: round-robin }";
+
+fn failing() -> String {
+    "HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n".into()
+}
+
+async fn endpoints(pillion: &Pillion) -> HashMap<String, Value> {
+    let mut admin = Peer::connect(pillion.admin()).await;
+    admin.send("GET /api/services/user-service HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n").await;
+    let detail: Value = serde_json::from_str(&admin.response().await.text()).unwrap();
+    let list = detail["endpoints"].as_array().unwrap();
+    list.iter().map(|endpoint| (endpoint["address"].as_str().unwrap().to_owned(), endpoint["health"].clone())).collect()
+}
+
+/// Many clients that send one request after the other for as long as they are wanted.
+struct Load {
+    wanted: Arc<AtomicBool>,
+    clients: JoinSet<Vec<(Instant, Duration, u16)>>,
+}
+
+impl Load {
+    fn start(pillion: &Pillion, clients: usize) -> Self {
+        let (wanted, address) = (Arc::new(AtomicBool::new(true)), pillion.egress());
+        let client = |wanted: Arc<AtomicBool>| async move {
+            let mut client = Peer::connect(address).await;
+            let mut seen = Vec::new();
+            while wanted.load(Relaxed) {
+                let start = Instant::now();
+                client.send(get("/")).await;
+                let status = client.response().await.status();
+                seen.push((start, start.elapsed(), status));
+                sleep(Duration::from_millis(2)).await;
+            }
+            seen
+        };
+        let clients = (0..clients).map(|_| client(wanted.clone())).collect();
+        Self { wanted, clients }
+    }
+
+    /// When each request was sent, how long it took, and its status.
+    async fn stop(self) -> Vec<(Instant, Duration, u16)> {
+        self.wanted.store(false, Relaxed);
+        self.clients.join_all().await.concat()
+    }
+}
+
+#[tokio::test]
+async fn five_failures_in_a_row_take_an_instance_out_and_one_success_brings_it_back() {
+    let broken = Arc::new(AtomicBool::new(true));
+    let mut bad = Upstream::bind().await.answering({
+        let broken = broken.clone();
+        move |_| if broken.load(Relaxed) { failing() } else { crate::peer::ok("back") }
+    });
+    let (one, two) = (Answering::ok().await, Answering::ok().await);
+    let settings = format!("user-service: {{ {TURN}, breaker: {{ open: {{ base: 300ms }} }} }}");
+    let mut pillion = Setup::users([bad.address, one.address, two.address]).service(&settings).start().await;
+    let mut client = pillion.connect().await;
+    let mut statuses = Vec::new();
+    for _ in 0..30 {
+        client.send(post("/", "x")).await;
+        statuses.push(client.response().await.status());
+    }
+    // The fifth failure is decided upon beside the requests, so one or two more may have gone there meanwhile.
+    let failed = statuses.iter().filter(|status| **status == 500).count();
+    assert!((5..=7).contains(&failed), "{statuses:?}");
+    pillion.logged("ejected").await;
+    let health = &endpoints(&pillion).await[&bad.address.to_string()];
+    assert_eq!((health["cause"].as_str(), health["ejections"].as_u64()), (Some("consecutive_failures"), Some(1)));
+    pillion.until_metric("pillion_endpoints", &["state=\"ejected\""], 1.0).await;
+
+    // As long as it fails, it gets one request per ejection, each longer than the last.
+    bad.unseen();
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(1500) {
+        client.send(get("/")).await;
+        client.response().await;
+    }
+    let probes = bad.unseen().len();
+    assert!((1..=3).contains(&probes), "{probes} probes in 1.5 s, after 0.3, 0.6 and 1.2 s");
+
+    broken.store(false, Relaxed);
+    while pillion.metric("pillion_endpoints", &["state=\"available\""]).await < 3.0 {
+        client.send(get("/")).await;
+        assert_eq!(client.response().await.status(), 200);
+    }
+    pillion.logged("no longer ejected").await;
+    assert_eq!(endpoints(&pillion).await[&bad.address.to_string()]["state"], "available");
+}
+
+#[tokio::test]
+async fn an_instance_that_is_not_there_is_not_asked_all_the_time() {
+    let (good, gone) = (Answering::ok().await, Upstream::bind().await.address);
+    let settings = format!("user-service: {{ {TURN} }}");
+    let pillion = Setup::users([good.address, gone]).service(&settings).start().await;
+    let mut client = pillion.connect().await;
+    for _ in 0..200 {
+        client.send(post("/", "x")).await;
+        assert_eq!(client.response().await.status(), 200, "what reached nobody is tried elsewhere");
+    }
+    let refused = pillion.metric("pillion_pool_connect_failures_total", &[]).await;
+    assert!((5.0..=8.0).contains(&refused), "{refused}");
+}
+
+#[tokio::test]
+async fn the_last_instance_is_never_taken_out() {
+    let mut bad = Upstream::bind().await.answering(|_| failing());
+    let pillion = Setup::users([bad.address]).start().await;
+    let mut client = pillion.connect().await;
+    for _ in 0..50 {
+        client.send(post("/", "x")).await;
+        assert_eq!(client.response().await.error(), (500, None), "the instance's own answer");
+    }
+    assert_eq!(bad.unseen().len(), 50);
+    assert_eq!(pillion.metric("pillion_ejections_total", &[]).await, 0.0);
+}
+
+/// The instances are processes: a stopped one takes connections, as its kernel does that, and never answers.
+#[tokio::test]
+async fn a_stopped_process_leaves_the_rotation_and_returns_through_a_probe() {
+    const PER_TRY: Duration = Duration::from_millis(200);
+    let upstream = Answering::ok().await;
+    let mut instances = Vec::new();
+    for _ in 0..5 {
+        instances.push(Setup::users([upstream.address]).start().await);
+    }
+    let addresses: Vec<_> = instances.iter().map(Pillion::egress).collect();
+    let settings = "user-service: { retry: { per_try_timeout: 200ms } }";
+    let mut pillion = Setup::users(&addresses).service(settings).start().await;
+    let load = Load::start(&pillion, 8);
+    pillion.until_served(500.0).await;
+    instances[2].signal("STOP").await;
+    let stopped = Instant::now();
+    let line = pillion.logged("ejected").await;
+    assert!(line.contains(&addresses[2].to_string()), "{line}");
+    let ejected = stopped.elapsed();
+    sleep(Duration::from_secs(3)).await;
+    assert_ne!(endpoints(&pillion).await[&addresses[2].to_string()]["state"], "available");
+    instances[2].signal("CONT").await;
+    let back = pillion.logged("no longer ejected").await;
+    assert!(back.contains(&addresses[2].to_string()), "{back}");
+    let seen = load.stop().await;
+    let mut took: Vec<_> = seen.iter().filter(|(at, ..)| *at >= stopped).map(|(_, took, _)| *took).collect();
+    took.sort_unstable();
+    let p99 = took[took.len() * 99 / 100];
+    println!("{} requests, p99 {p99:?}, slowest {:?}, ejected after {ejected:?}", took.len(), took.last());
+    assert!(seen.iter().all(|(.., status)| *status == 200), "nobody noticed");
+    assert!(p99 < PER_TRY + Duration::from_millis(50), "{p99:?}");
+    let admitted = pillion.log().lines().filter(|line| line.contains("no longer ejected")).count();
+    assert_eq!(admitted, 1, "one probe was enough:\n{}", pillion.log());
+}
