@@ -1,6 +1,7 @@
 //! The shape of the config file. Every field's doc comment appears in the JSON Schema; every default is stated here.
 
 mod discovery;
+mod limits;
 mod listener;
 mod logs;
 mod outlier;
@@ -11,6 +12,7 @@ mod service;
 mod tls;
 
 pub use discovery::Discovery;
+pub use limits::{AdaptiveLimit, CallerRate, Limits, RateLimit};
 pub use listener::{Listener, ListenerLimits, ListenerProtocol};
 pub use logs::{AccessLog, AccessLogMode, Log, LogFormat, Sample};
 pub use outlier::{Breaker, BreakerOpen, Deviations, Outlier};
