@@ -7,6 +7,7 @@ use super::{
     budget::Budget,
     endpoint::{Endpoint, Live},
     health::{Choice, Standing},
+    limit::Limits,
 };
 use crate::{
     config::Service,
@@ -81,6 +82,7 @@ pub struct Cluster {
     /// Since when it is followed, and its first answer has been waited for.
     pub since: Instant,
     pub retries: Arc<Budget>,
+    pub limits: Arc<Limits>,
     /// Wakes requests that wait for the first answer.
     published: watch::Sender<u64>,
     /// Set by each request, taken by discovery now and then, to know which services are idle.
@@ -133,12 +135,14 @@ pub enum State {
 impl Cluster {
     /// `bell` calls whoever is to [`take_review`](Self::take_review).
     pub fn new(name: &str, settings: Arc<Settings>, metrics: Arc<ServiceMetrics>, bell: Arc<Notify>) -> Self {
+        let limits = Arc::new(Limits::new(metrics.clone(), &settings.service.limits));
         let snapshot = Snapshot::new(settings, Box::new([]), State::Pending);
         Self {
             name: name.into(),
             metrics,
             snapshot: ArcSwap::from_pointee(snapshot),
             retries: Arc::default(),
+            limits,
             since: Instant::now(),
             published: watch::Sender::new(0),
             used: AtomicBool::new(true),
@@ -174,6 +178,9 @@ impl Cluster {
         let same_instances = old.endpoints.iter().map(|e| &e.instance).eq(instances);
         if same_settings && same_instances && old.state == state {
             return false;
+        }
+        if old.settings.service.limits != settings.service.limits {
+            self.limits.configure(&settings.service.limits);
         }
         // Connections made under other TLS or protocol settings must not be used any more.
         let same_peers = same_settings

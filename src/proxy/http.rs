@@ -334,10 +334,10 @@ impl Journey<'_> {
 
 fn no_endpoints(snapshot: &Snapshot) -> ProxyError {
     let detail = match snapshot.endpoints.len() {
-        0 => "the service has no endpoints".into(),
-        count => format!("none of the service's {count} endpoints can take requests").into(),
+        0 => "the service has no endpoints".to_owned(),
+        count => format!("none of the service's {count} endpoints can take requests"),
     };
-    ProxyError { reason: Reason::NoEndpoints, detail }
+    ProxyError::new(Reason::NoEndpoints, detail)
 }
 
 /// Whether a try that failed for this reason says something about its endpoint.

@@ -280,7 +280,7 @@ impl Server {
         tracing::debug!(listener = %self.listener.name, peer = %self.origin.peer, reason = error.reason.as_str(),
             detail = %error.detail, "request refused");
         self.listener.metrics.rejected.inc(error.reason as usize);
-        let response = respond::error(&ProxyError { reason: error.reason, detail: error.detail }, false);
+        let response = respond::error(&ProxyError::new(error.reason, error.detail), false);
         let (parts, body) = response.into_parts();
         let framing = Framing::Length(body.length().unwrap_or(0));
         let writer = self.writer.get_mut();
