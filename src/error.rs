@@ -209,7 +209,7 @@ impl Reason {
             Self::UnknownService | Self::Unsupported => 12, // UNIMPLEMENTED, as gRPC maps HTTP 404
             Self::UpstreamProtocol => 13,
             Self::RateLimited => 8, // RESOURCE_EXHAUSTED
-            _ => 14, // UNAVAILABLE
+            _ => 14,                // UNAVAILABLE
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The life of one request: route, pick, checkout, send, respond; round the middle again where another try can help.
 
 use super::{
+    admission,
     body::Body,
     connect::ConnectError,
     h1, h2, header_maps,
@@ -97,13 +98,17 @@ async fn carry(
     record.routed(cluster.clone());
     let found = headers::Found::new(request.headers());
     let deadline = headers::deadline(request.headers(), &found, record.started())?;
+    let delayed = admission::admit(&cluster, &request, deadline, record).await?;
     let (snapshot, begun) =
         ready_snapshot(&cluster, record.started(), down.proxy.discovery.first_answer(), deadline).await?;
     let (mut parts, body) = request.into_parts();
     headers::prepare_request(&mut parts, &found, down.origin);
     record.prepared(&parts);
     let service = &snapshot.settings.service;
-    let waiting = Waiting::new(&mut *down.timer, service, begun, deadline);
+    let mut waiting = Waiting::new(&mut *down.timer, service, begun, deadline);
+    if delayed {
+        waiting.delayed();
+    }
     let (proxy, interim) = (down.proxy, down.interim);
     let mut journey = Journey { cluster: &cluster, snapshot: &snapshot, proxy, interim, is_grpc, parts, waiting };
     let response = journey.try_endpoints(body, record).await;

@@ -58,8 +58,7 @@ mod tests {
 
     #[test]
     fn who_is_too_fast_is_told_when_to_come_again() {
-        let limited =
-            || ProxyError::new(Reason::RateLimited, "").retry_after(std::time::Duration::from_millis(1500));
+        let limited = || ProxyError::new(Reason::RateLimited, "").retry_after(std::time::Duration::from_millis(1500));
         let response = error(&limited(), false);
         assert_eq!((response.status().as_u16(), &response.headers()["retry-after"]), (429, &HeaderValue::from(2)));
         assert_eq!(error(&limited(), true).headers()["grpc-status"], "8");

@@ -37,8 +37,7 @@ async fn there_are_as_many_places_as_requests_may_be_in_flight() {
 async fn those_who_wait_come_in_in_their_order_and_nobody_before_them() {
     let limits = limits(1);
     assert!(limits.try_enter());
-    let (mut first, mut second, mut third) =
-        (pin!(limits.enter(10)), pin!(limits.enter(10)), pin!(limits.enter(10)));
+    let (mut first, mut second, mut third) = (pin!(limits.enter(10)), pin!(limits.enter(10)), pin!(limits.enter(10)));
     assert!(poll(first.as_mut()).is_pending() && poll(second.as_mut()).is_pending());
     assert!(poll(third.as_mut()).is_pending());
     limits.leave();

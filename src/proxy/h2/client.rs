@@ -8,6 +8,7 @@ use super::{
     recv::RecvBody,
 };
 use crate::{
+    cluster::limit::Connected,
     config::Pool,
     error::{ProxyError, Reason},
     net::io::{H2Io, Stream},
@@ -67,6 +68,8 @@ pub struct Connection {
     counted: Cell<Counted>,
     /// Why the pool lets go of it, if it does.
     left: Cell<PoolClosed>,
+    /// Its place among the service's connections, for as long as it is open.
+    place: Cell<Option<Connected>>,
 }
 
 /// What a connection is counted as.
@@ -88,7 +91,12 @@ impl fmt::Debug for Connection {
 
 impl Connection {
     /// Shakes hands on `stream`, within `limit`, and drives the connection from then on.
-    pub async fn open(stream: Stream, metrics: Arc<ServiceMetrics>, limit: Duration) -> Result<Rc<Self>, ConnectError> {
+    pub async fn open(
+        stream: Stream,
+        place: Connected,
+        metrics: Arc<ServiceMetrics>,
+        limit: Duration,
+    ) -> Result<Rc<Self>, ConnectError> {
         let secure = matches!(stream, Stream::Tls(_));
         let mut builder = h2::client::Builder::new();
         builder
@@ -126,6 +134,7 @@ impl Connection {
             ended,
             counted: Cell::new(Counted::Idle),
             left: Cell::new(PoolClosed::Used),
+            place: Cell::new(Some(place)),
             metrics,
         });
         connection.metrics.pool.idle.inc();
@@ -204,6 +213,7 @@ impl Connection {
             Counted::Closed => return,
         }
         self.metrics.pool.closed.inc(why as usize);
+        self.place.take();
     }
 }
 
