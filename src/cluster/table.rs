@@ -391,6 +391,16 @@ mod tests {
         assert_ne!(cluster.load().endpoints[0].live.key, before);
     }
 
+    #[tokio::test]
+    async fn other_limits_are_put_in_force() {
+        let cluster = cluster(settings());
+        assert_eq!(cluster.metrics.requests_limit.get(), 1024);
+        let limits = crate::config::Limits { requests: 7, ..Default::default() };
+        let service = Service { limits, ..Service::default() };
+        cluster.publish(&Arc::new(Settings { service, tls: None }), &[], State::Known);
+        assert_eq!(cluster.metrics.requests_limit.get(), 7);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn the_first_answer_wakes_those_who_wait() {
         let cluster = Arc::new(cluster(settings()));
