@@ -1,7 +1,7 @@
 //! Why a request was not simply carried: whose fault it was, whether another try can help, and what the caller is told.
 
 use http::StatusCode;
-use std::borrow::Cow;
+use std::{borrow::Cow, num::NonZeroU32, time::Duration};
 
 /// Who would have to change something for the error to go away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -66,11 +66,17 @@ pub enum Reason {
     StreamTimeout,
     /// pillion is stopping.
     ShuttingDown,
+    /// `limits.requests` of the service are in flight, or as many as it can work on at one time.
+    Overloaded,
+    /// `limits.connections` to the service are open.
+    ConnectionLimit,
+    /// More requests per second than `limits.rate` allows.
+    RateLimited,
 }
 
 impl Reason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 25] = [
         Self::BadRequest,
         Self::AmbiguousRequest,
         Self::HeadTooLarge,
@@ -93,6 +99,9 @@ impl Reason {
         Self::IdleTimeout,
         Self::StreamTimeout,
         Self::ShuttingDown,
+        Self::Overloaded,
+        Self::ConnectionLimit,
+        Self::RateLimited,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -119,6 +128,9 @@ impl Reason {
             Self::IdleTimeout => "idle_timeout",
             Self::StreamTimeout => "stream_timeout",
             Self::ShuttingDown => "shutting_down",
+            Self::Overloaded => "overloaded",
+            Self::ConnectionLimit => "connection_limit",
+            Self::RateLimited => "rate_limited",
         }
     }
 
@@ -130,7 +142,8 @@ impl Reason {
             | Self::HeadTimeout
             | Self::Unsupported
             | Self::DownstreamClosed
-            | Self::UnknownService => Fault::Downstream,
+            | Self::UnknownService
+            | Self::RateLimited => Fault::Downstream,
             Self::NoEndpoints
             | Self::ConnectFailed
             | Self::ConnectTimeout
@@ -143,7 +156,11 @@ impl Reason {
             | Self::UpstreamUnavailable
             | Self::IdleTimeout
             | Self::StreamTimeout => Fault::Upstream,
-            Self::DiscoveryTimeout | Self::TooManyServices | Self::ShuttingDown => Fault::Internal,
+            Self::DiscoveryTimeout
+            | Self::TooManyServices
+            | Self::ShuttingDown
+            | Self::Overloaded
+            | Self::ConnectionLimit => Fault::Internal,
         }
     }
 
@@ -172,7 +189,10 @@ impl Reason {
             | Self::UpstreamUnavailable
             | Self::DiscoveryTimeout
             | Self::TooManyServices
-            | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            | Self::ShuttingDown
+            | Self::Overloaded
+            | Self::ConnectionLimit => StatusCode::SERVICE_UNAVAILABLE,
+            Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::ConnectFailed
             | Self::UpstreamClosed
             | Self::UpstreamProtocol
@@ -195,7 +215,8 @@ impl Reason {
             Self::DownstreamClosed => 1,                                          // CANCELLED
             Self::UnknownService | Self::Unsupported => 12, // UNIMPLEMENTED, as gRPC maps HTTP 404
             Self::UpstreamProtocol => 13,
-            _ => 14, // UNAVAILABLE
+            Self::RateLimited => 8, // RESOURCE_EXHAUSTED
+            _ => 14,                // UNAVAILABLE
         }
     }
 }
@@ -206,11 +227,20 @@ impl Reason {
 pub struct ProxyError {
     pub reason: Reason,
     pub detail: Cow<'static, str>,
+    /// When to come again, in seconds, where that is known.
+    pub retry_after: Option<NonZeroU32>,
 }
 
 impl ProxyError {
     pub fn new(reason: Reason, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { reason, detail: detail.into() }
+        Self { reason, detail: detail.into(), retry_after: None }
+    }
+
+    /// The same request has a chance once `wait` is over.
+    pub fn retry_after(self, wait: Duration) -> Self {
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        let seconds = u32::try_from(seconds).unwrap_or(u32::MAX).max(1);
+        Self { retry_after: NonZeroU32::new(seconds), ..self }
     }
 }
 
@@ -223,6 +253,14 @@ mod tests {
         for (number, reason) in Reason::ALL.into_iter().enumerate() {
             assert_eq!(reason as usize, number, "{}", reason.as_str());
         }
+    }
+
+    #[test]
+    fn when_to_come_again_is_told_in_whole_seconds() {
+        let told = |wait| {
+            ProxyError::new(Reason::RateLimited, "").retry_after(Duration::from_millis(wait)).retry_after.unwrap().get()
+        };
+        assert_eq!([told(0), told(1), told(1000), told(1001), told(59_500)], [1, 1, 1, 2, 60]);
     }
 
     #[test]

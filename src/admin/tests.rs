@@ -190,6 +190,8 @@ async fn services_and_their_endpoints_are_shown() {
     assert_eq!(json!(seen.settings.policy), json!("peak-ewma"));
     assert_eq!(json!(seen.settings.timeouts)["request"], json!("15s"));
     assert_eq!(json!(seen.errors), json!({"connect_failed": 1}));
+    assert_eq!((seen.limits.requests, seen.limits.waiting, seen.limits.connections), (1024, 0, 0));
+    assert_eq!(json!(seen.limits.settings)["queue_timeout"], json!("0s"));
     let [first, second] = &seen.endpoints[..] else { panic!("{:?}", seen.endpoints) };
     assert_eq!((first.address.as_str(), first.weight, first.zone.as_deref()), ("10.0.0.7:80", 50, Some("az-1")));
     assert_eq!((first.in_flight, first.requests, first.failures), (1, 1, 1));

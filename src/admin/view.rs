@@ -7,7 +7,7 @@ use crate::{
         health::{Cause, Standing},
         table,
     },
-    config::{Policy, Timeouts},
+    config::{self, Policy, Timeouts},
     discovery::SourceStatus,
     error::Reason,
     registry::{Instance, Protocol},
@@ -91,6 +91,7 @@ pub struct Detail {
     pub name: String,
     pub state: State,
     pub settings: Settings,
+    pub limits: Limits,
     pub sources: Vec<Source>,
     pub in_flight: i64,
     /// Whether so few endpoints are available that all are used.
@@ -110,6 +111,18 @@ pub struct Settings {
     pub tls: bool,
     pub registered_as: Option<String>,
     pub timeouts: Timeouts,
+}
+
+/// A service's limits, and what is taken of them now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Limits {
+    pub settings: config::Limits,
+    /// Requests that may be in flight now: what the config says, or what the adaptive limit has found.
+    pub requests: i64,
+    /// Requests that wait for their turn.
+    pub waiting: i64,
+    /// Connections that are open.
+    pub connections: u32,
 }
 
 /// One endpoint: what its registry says, and what its traffic showed.
@@ -239,6 +252,12 @@ impl Detail {
                 tls: service.tls.is_some(),
                 registered_as: service.registered_as.clone(),
                 timeouts: service.timeouts.clone(),
+            },
+            limits: Limits {
+                settings: service.limits.clone(),
+                requests: cluster.metrics.requests_limit.get(),
+                waiting: cluster.metrics.waiting.get(),
+                connections: cluster.limits.connections(),
             },
             sources: sources.into_iter().map(Source::from).collect(),
             in_flight: cluster.metrics.in_flight.get(),

@@ -6,7 +6,8 @@ use super::{
 };
 use crate::{
     admin::view::{Condition, Detail, EndpointDetail, Health, Refused, State},
-    config::{Policy, human},
+    config::{self, Policy, human},
+    error::Reason,
     registry::Protocol,
 };
 use anyhow::anyhow;
@@ -66,6 +67,9 @@ fn show(detail: &Detail) -> String {
     let (name, known) = (printable(&detail.name), state(detail.state));
     let mut out = format!("{name}: {known}, {available} of {} endpoints available\n", detail.endpoints.len());
     let _ = writeln!(out, "  {}", settings(detail));
+    if let Some(limits) = limits(detail) {
+        let _ = writeln!(out, "  {limits}");
+    }
     for one in &detail.sources {
         let count = match one.instances {
             None => String::new(),
@@ -113,6 +117,30 @@ fn settings(Detail { settings, .. }: &Detail) -> String {
     let [connect, request, idle] = [times.connect, times.request, times.idle].map(human::format);
     words.push(format!("timeouts: connect {connect}, request {request}, idle {idle}"));
     words.join(", ")
+}
+
+/// The limits and what is taken of them, if they are not the usual ones or were met.
+fn limits(Detail { limits, in_flight, errors, .. }: &Detail) -> Option<String> {
+    let settings = &limits.settings;
+    let met = [Reason::Overloaded, Reason::ConnectionLimit].iter().any(|reason| errors.contains_key(reason.as_str()));
+    if *settings == config::Limits::default() && !met && limits.waiting == 0 {
+        return None;
+    }
+    let mut words = vec![format!("limits: {in_flight} of {} requests", limits.requests)];
+    if let Some(config::AdaptiveLimit { min, max, .. }) = settings.adaptive {
+        words.push(format!("adaptive from {min} to {}", max.min(settings.requests)));
+    }
+    if !settings.queue_timeout.is_zero() {
+        words.push(format!("{} of {} waiting", limits.waiting, settings.pending));
+    }
+    words.push(format!("{} of {} connections", limits.connections, settings.connections));
+    if let Some(rate) = &settings.rate {
+        words.extend(rate.per_second.map(|count| format!("{count} per second")));
+        let caller = rate.per_caller.as_ref();
+        words
+            .extend(caller.map(|caller| format!("{} per second and {}", caller.per_second, printable(&caller.header))));
+    }
+    Some(words.join(", "))
 }
 
 fn protocol(protocol: Protocol) -> &'static str {
@@ -200,7 +228,7 @@ mod tests {
     use crate::{
         admin::{
             tests::{embedded, naming, register, start},
-            view::{Settings, Source},
+            view::{Limits, Settings, Source},
         },
         cli::services::Services,
         config::Timeouts,
@@ -283,6 +311,7 @@ mod tests {
                 registered_as: Some("users-v2".into()),
                 timeouts: Timeouts::default(),
             },
+            limits: Limits { settings: config::Limits::default(), requests: 1024, waiting: 0, connections: 0 },
             sources,
             in_flight: 0,
             panicking: false,
@@ -323,6 +352,32 @@ ADDRESS         STATE                                          WEIGHT  IN FLIGHT
 node-3:80       ejected (consecutive failures), probe in 1.2s     100          0         0       7        -
 ";
         assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn limits_are_shown_where_there_is_something_to_tell() {
+        let mut detail = detail(State::Known, Vec::new(), Vec::new());
+        assert_eq!(limits(&detail), None);
+        detail.errors.insert("overloaded".into(), 1);
+        let met = limits(&detail).unwrap();
+        assert_eq!(met, "limits: 0 of 1024 requests, 0 of 1024 connections");
+        let per_caller = config::CallerRate { header: "x-caller".into(), per_second: 5, burst: None, max_callers: 10 };
+        detail.limits = Limits {
+            settings: config::Limits {
+                requests: 200,
+                queue_timeout: std::time::Duration::from_secs(1),
+                adaptive: Some(config::AdaptiveLimit::default()),
+                rate: Some(config::RateLimit { per_second: Some(100), burst: None, per_caller: Some(per_caller) }),
+                ..config::Limits::default()
+            },
+            requests: 47,
+            waiting: 3,
+            connections: 50,
+        };
+        detail.in_flight = 47;
+        let expected = "limits: 47 of 47 requests, adaptive from 10 to 200, 3 of 1024 waiting, 50 of 1024 connections, \
+                        100 per second, 5 per second and x-caller";
+        assert_eq!(limits(&detail).unwrap(), expected);
     }
 
     #[test]

@@ -1,12 +1,10 @@
 //! How many retries a service may have: a share of its requests, and a floor for those that are called seldom. Without it
 //! a service that fails would get its whole load three times over, and not come up again.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
-    },
-    time::Duration,
+use super::bucket::{Bucket, Rate};
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
 };
 use tokio::time::Instant;
 
@@ -14,25 +12,16 @@ use tokio::time::Instant;
 const SAVED_SECONDS: f64 = 10.0;
 
 /// One service's retries, shared by all workers without a lock.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Budget {
     /// Retries that were granted and have not ended.
     active: AtomicUsize,
-    /// The floor, as the time at which all that was taken of it will have come back ("virtual scheduling", ITU-T I.371).
-    /// Nanoseconds since `origin`.
-    floor: AtomicU64,
-    origin: Instant,
+    floor: Bucket,
 }
 
 /// Leave for one retry. Held while it waits and until it has ended.
 #[derive(Debug)]
 pub struct Grant(Arc<Budget>);
-
-impl Default for Budget {
-    fn default() -> Self {
-        Self { active: AtomicUsize::new(0), floor: AtomicU64::new(0), origin: Instant::now() }
-    }
-}
 
 impl Budget {
     /// Leave for a retry while `in_flight` requests, those that are being retried included, are in flight: if with it
@@ -52,18 +41,7 @@ impl Budget {
     }
 
     fn take_from_floor(&self, per_second: f64, now: Instant) -> bool {
-        if per_second <= 0.0 {
-            return false;
-        }
-        let one = Duration::from_secs_f64(1.0 / per_second).as_nanos() as u64;
-        let saved = Duration::from_secs_f64(SAVED_SECONDS).as_nanos() as u64;
-        let now = u64::try_from(now.saturating_duration_since(self.origin).as_nanos()).unwrap_or(u64::MAX);
-        self.floor
-            .fetch_update(Relaxed, Relaxed, |back| {
-                let back = back.max(now) + one;
-                (back - now <= saved).then_some(back)
-            })
-            .is_ok()
+        per_second > 0.0 && self.floor.take(Rate::new(per_second, per_second * SAVED_SECONDS), now).is_ok()
     }
 }
 
@@ -76,6 +54,7 @@ impl Drop for Grant {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[tokio::test(start_paused = true)]
     async fn at_most_the_share_of_the_others_is_retried_at_once() {

@@ -1,10 +1,12 @@
 //! One set of endpoints with one balancer per service, and the table of all of them.
 
 pub mod balance;
+mod bucket;
 pub mod budget;
 pub mod endpoint;
 pub mod health;
 pub mod latencies;
+pub mod limit;
 pub mod outlier;
 pub mod table;
 

@@ -8,6 +8,7 @@ use super::{
     endpoint::{Endpoint, InFlight, Live},
     health::{Choice, Outcome, Standing},
     latencies::Latencies,
+    limit::Limits,
 };
 use crate::{
     config::Service,
@@ -82,6 +83,7 @@ pub struct Cluster {
     /// Since when it is followed, and its first answer has been waited for.
     pub since: Instant,
     pub retries: Arc<Budget>,
+    pub limits: Arc<Limits>,
     /// Wakes requests that wait for the first answer.
     published: watch::Sender<u64>,
     /// Set by each request, taken by discovery now and then, to know which services are idle.
@@ -136,12 +138,14 @@ pub enum State {
 impl Cluster {
     /// `bell` calls whoever is to [`take_review`](Self::take_review).
     pub fn new(name: &str, settings: Arc<Settings>, metrics: Arc<ServiceMetrics>, bell: Arc<Notify>) -> Self {
+        let limits = Arc::new(Limits::new(metrics.clone(), &settings.service.limits));
         let snapshot = Snapshot::new(settings, Box::new([]), State::Pending);
         Self {
             name: name.into(),
             metrics,
             snapshot: ArcSwap::from_pointee(snapshot),
             retries: Arc::default(),
+            limits,
             since: Instant::now(),
             published: watch::Sender::new(0),
             used: AtomicBool::new(true),
@@ -178,6 +182,9 @@ impl Cluster {
         let same_instances = old.endpoints.iter().map(|e| &e.instance).eq(instances);
         if same_settings && same_instances && old.state == state {
             return false;
+        }
+        if old.settings.service.limits != settings.service.limits {
+            self.limits.configure(&settings.service.limits);
         }
         // Connections made under other TLS or protocol settings must not be used any more.
         let same_peers = same_settings
@@ -402,6 +409,16 @@ mod tests {
         let service = Service { tls: Some(crate::config::Tls::default()), ..Service::default() };
         cluster.publish(&Arc::new(Settings { service, tls: None }), &[instance("a", 1, 1)], State::Known);
         assert_ne!(cluster.load().endpoints[0].live.key, before);
+    }
+
+    #[tokio::test]
+    async fn other_limits_are_put_in_force() {
+        let cluster = cluster(settings());
+        assert_eq!(cluster.metrics.requests_limit.get(), 1024);
+        let limits = crate::config::Limits { requests: 7, ..Default::default() };
+        let service = Service { limits, ..Service::default() };
+        cluster.publish(&Arc::new(Settings { service, tls: None }), &[], State::Known);
+        assert_eq!(cluster.metrics.requests_limit.get(), 7);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,5 +1,7 @@
 //! What the types alone cannot hold: names that must exist, addresses that must differ, ranges, files.
 
+mod limits;
+
 use super::{
     AccessLog, Breaker, Config, ConsulRegistry, Discovery, EtcdRegistry, Hedge, Listener, Log, Outlier, Pool, Registry,
     Retry, RetryBackoff, Service, Timeouts, Tls,
@@ -360,6 +362,7 @@ impl<'t> Check<'_, 't> {
         self.range(&at.key("max_idle"), max_idle, 0, 65_536);
         self.positive(&at.key("idle_timeout"), idle_timeout);
         self.positive(&at.key("max_age"), max_age);
+        self.limits(&spot.key("limits"), &service.limits, request);
     }
 
     fn retry(&mut self, spot: &Spot<'t>, retry: &Retry) {

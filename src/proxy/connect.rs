@@ -25,6 +25,8 @@ pub enum ConnectError {
     ServerName(String),
     #[error("the instance asks for TLS, and the system's certificate authorities could not be loaded")]
     NoAuthorities,
+    #[error("{0} connections to the service may be open, and are")]
+    Limit(u32),
     #[error("HTTP/2: {0}")]
     Http2(Arc<h2::Error>),
 }
@@ -33,6 +35,7 @@ impl ConnectError {
     pub fn reason(&self) -> Reason {
         match self {
             Self::Timeout(_) => Reason::ConnectTimeout,
+            Self::Limit(_) => Reason::ConnectionLimit,
             _ => Reason::ConnectFailed,
         }
     }

@@ -36,13 +36,13 @@ type Ended = [Option<Result<Sent, SendFailure>>; 2];
 impl Journey<'_> {
     /// After what time the request goes to a second endpoint as well; `None` if it does not. Only first tries do, of what is
     /// idempotent and has no body.
-    pub(super) fn hedge_after(&self, body: &Body, retries: u32) -> Option<Duration> {
+    pub(super) fn hedge_after(&self, retries: u32) -> Option<Duration> {
         let service = &self.to.snapshot.settings.service;
         let hedge = service.hedge.as_ref()?;
         let may = retries == 0
             && !self.to.is_grpc
             && self.parts.method.is_idempotent()
-            && body.is_done()
+            && self.body.as_ref().is_some_and(Body::is_done)
             && !headers::is_upgrade(&self.parts.headers);
         may.then(|| match hedge {
             Hedge { after: Some(after), .. } => *after,
@@ -63,8 +63,8 @@ impl Journey<'_> {
         after: Duration,
         tried: &mut Vec<Arc<Endpoint>>,
         record: &mut Record,
-    ) -> Result<Response<Body>, Box<Failed>> {
-        let Self { to, interim, parts, waiting } = self;
+    ) -> Result<Sent, Box<Failed>> {
+        let Self { to, interim, body, parts, waiting } = self;
         let (to, began, first) = (*to, Instant::now(), endpoint.clone());
         let mut timer = Timer::default();
         let mut second_waiting = waiting.beside(&mut timer);
@@ -72,7 +72,7 @@ impl Journey<'_> {
         second_parts.headers.insert(X_PILLION_ATTEMPT, HeaderValue::from(2));
         let mut second: Option<Second> = None;
         let [one, two] = {
-            let one = pin!(to.send(&first, parts, Body::Empty, fresh, waiting, *interim));
+            let one = pin!(to.send(&first, parts, body, fresh, waiting, *interim));
             race(to, one, after, &first, &mut second, &mut second_parts, &mut second_waiting).await
         };
         to.cluster.latencies().observe(began.elapsed());
@@ -86,13 +86,13 @@ impl Journey<'_> {
         let one = one.map(|sent| to.classify(sent, &first, method, waiting.since()));
         let two = two.map(|sent| to.classify(sent, &other, method, since));
         match (one, two) {
-            (Some(Ok(response)), two) => {
+            (Some(Ok(sent)), two) => {
                 if let Some(Err(failed)) = two
                     && failed.is_the_endpoint_s()
                 {
                     to.cluster.tell(&mut in_flight, Outcome::Failure);
                 }
-                Ok(response)
+                Ok(sent)
             }
             (one, Some(two)) => {
                 match one {
@@ -143,7 +143,8 @@ async fn race(
     let Some(((endpoint, choice), grant)) = granted else { return [Some(one.await), None] };
     let method = parts.method.clone();
     *second = Some(Second { endpoint: endpoint.clone(), in_flight: InFlight::start(endpoint.clone(), choice), grant });
-    let mut two = pin!(to.send(&endpoint, parts, Body::Empty, false, waiting, &Nobody));
+    let mut body = Some(Body::Empty);
+    let mut two = pin!(to.send(&endpoint, parts, &mut body, false, waiting, &Nobody));
     let mut ended: Ended = [None, None];
     poll_fn(|cx| {
         if ended[0].is_none()

@@ -1,6 +1,7 @@
 //! The life of one request: which service it is for, the way to an endpoint and back ([`super::journey`]), the response.
 
 use super::{
+    admission,
     body::Body,
     header_maps,
     headers::{self, Origin},
@@ -47,8 +48,11 @@ pub trait Interim {
 
 /// Carries a request and gives its response, which is pillion's own if something went wrong, and the record of it, which
 /// the codec ends when the body has been written.
-pub async fn handle(request: Request<Body>, down: &mut Downstream<'_>) -> (Response<Body>, Record) {
-    let mut record = Record::start(down, &request);
+///
+/// The request is taken out of where it is: handed on by value, each function on the way would keep a place for it, and all
+/// of them make up a connection's memory.
+pub async fn handle(request: &mut Request<Body>, down: &mut Downstream<'_>) -> (Response<Body>, Record) {
+    let mut record = Record::start(down, request);
     let is_grpc = headers::is_grpc(request.headers());
     let response = match carry(request, is_grpc, down, &mut record).await {
         Ok(response) => response,
@@ -63,7 +67,7 @@ pub async fn handle(request: Request<Body>, down: &mut Downstream<'_>) -> (Respo
 }
 
 async fn carry(
-    request: Request<Body>,
+    request: &mut Request<Body>,
     is_grpc: bool,
     down: &mut Downstream<'_>,
     record: &mut Record,
@@ -71,22 +75,27 @@ async fn carry(
     if request.method() == Method::CONNECT {
         return Err(ProxyError::new(Reason::Unsupported, "CONNECT"));
     }
-    let cluster = find_cluster(&request, down).await?;
+    let cluster = find_cluster(request, down).await?;
     cluster.mark_used();
     record.routed(cluster.clone());
     let found = headers::Found::new(request.headers());
     let deadline = headers::deadline(request.headers(), &found, record.started())?;
+    let delayed = admission::admit(&cluster, request, deadline, record).await?;
     let (snapshot, begun) =
         ready_snapshot(&cluster, record.started(), down.proxy.discovery.first_answer(), deadline).await?;
-    let (mut parts, body) = request.into_parts();
-    headers::prepare_request(&mut parts, &found, down.origin);
-    record.prepared(&parts);
-    let service = &snapshot.settings.service;
-    let waiting = Waiting::new(&mut *down.timer, service, begun, deadline);
-    let (proxy, interim) = (down.proxy, down.interim);
-    let to = Destination { cluster: &cluster, snapshot: &snapshot, proxy, is_grpc };
-    let mut journey = Journey { to, interim, parts, waiting };
-    let response = journey.try_endpoints(body, record).await;
+    let mut journey = Journey {
+        to: Destination { cluster: &cluster, snapshot: &snapshot, proxy: down.proxy, is_grpc },
+        interim: down.interim,
+        body: Some(std::mem::take(request.body_mut())),
+        parts: std::mem::take(request).into_parts().0,
+        waiting: Waiting::new(&mut *down.timer, &snapshot.settings.service, begun, deadline),
+    };
+    headers::prepare_request(&mut journey.parts, &found, down.origin);
+    record.prepared(&journey.parts);
+    if delayed {
+        journey.waiting.delayed();
+    }
+    let response = journey.try_endpoints(record).await;
     header_maps::give(journey.parts.headers);
     let mut response = response?;
     headers::prepare_response(&mut response);

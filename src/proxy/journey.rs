@@ -41,6 +41,8 @@ const MAX_DISCARDED: usize = 64 * 1024;
 pub struct Journey<'j> {
     pub to: Destination<'j>,
     pub interim: &'j dyn Interim,
+    /// From its start. Gone while it is being sent, and for good once it cannot be sent again.
+    pub body: Option<Body>,
     pub parts: request::Parts,
     pub waiting: Waiting<'j>,
 }
@@ -57,7 +59,7 @@ pub struct Destination<'j> {
 impl Journey<'_> {
     /// Sends the request to one endpoint after another until there is a response for the caller, or another try cannot
     /// help or is not allowed.
-    pub async fn try_endpoints(&mut self, mut body: Body, record: &mut Record) -> Result<Response<Body>, ProxyError> {
+    pub async fn try_endpoints(&mut self, record: &mut Record) -> Result<Response<Body>, ProxyError> {
         let mut tried: Vec<Arc<Endpoint>> = Vec::new();
         let first = self.to.pick(&tried, record.started());
         let (mut endpoint, mut choice) = first.ok_or_else(|| no_endpoints(self.to.snapshot))?;
@@ -66,25 +68,25 @@ impl Journey<'_> {
         let mut grant = None;
         loop {
             record.attempt(InFlight::start(endpoint.clone(), choice));
-            let tried_once = match self.hedge_after(&body, retries) {
-                None => self.send_once(&endpoint, body, fresh).await,
+            let tried_once = match self.hedge_after(retries) {
+                None => self.send_once(&endpoint, fresh).await,
                 Some(after) => Box::pin(self.send_hedged(&mut endpoint, fresh, after, &mut tried, record)).await,
             };
             let failed = match tried_once {
-                Ok(response) => {
+                Ok(Sent { response, again }) => {
                     record.answered(&response, self.to.is_grpc);
+                    self.body = again;
                     return Ok(response);
                 }
-                Err(failed) => failed,
+                Err(mut failed) => {
+                    self.body = failed.again.take();
+                    failed
+                }
             };
             drop(grant.take());
-            if failed.stale
-                && replaced < MAX_FRESH
-                && let Some(again) = failed.again
-            {
+            if failed.stale && replaced < MAX_FRESH && self.body.is_some() {
                 (fresh, replaced) = (true, replaced + 1);
                 record.retried(failed.reason);
-                body = again;
                 continue;
             }
             match &failed.outcome {
@@ -94,24 +96,19 @@ impl Journey<'_> {
             }
             tried.push(endpoint.clone());
             let next = Box::pin(self.next_try(&failed, &tried, retries, &mut grant)).await;
-            let (Some(next), Some(again)) = (next, failed.again) else { return failed.outcome };
+            let Some(next) = next else { return failed.outcome };
             if let Ok(response) = failed.outcome {
                 discard(response);
             }
             record.retried(failed.reason);
-            ((endpoint, choice), body, fresh, retries) = (next, again, false, retries + 1);
+            ((endpoint, choice), fresh, retries) = (next, false, retries + 1);
             self.parts.headers.insert(headers::X_PILLION_ATTEMPT, HeaderValue::from(retries + 1));
         }
     }
 
     /// One try.
-    async fn send_once(
-        &mut self,
-        endpoint: &Arc<Endpoint>,
-        body: Body,
-        fresh: bool,
-    ) -> Result<Response<Body>, Box<Failed>> {
-        let Self { to, interim, parts, waiting } = self;
+    async fn send_once(&mut self, endpoint: &Arc<Endpoint>, fresh: bool) -> Result<Sent, Box<Failed>> {
+        let Self { to, interim, body, parts, waiting } = self;
         let sent = to.send(endpoint, parts, body, fresh, waiting, *interim).await;
         to.classify(sent, endpoint, &parts.method, waiting.since())
     }
@@ -125,7 +122,7 @@ impl Journey<'_> {
         grant: &mut Option<Grant>,
     ) -> Option<(Arc<Endpoint>, Choice)> {
         let retry = &self.to.snapshot.settings.service.retry;
-        if !failed.possible || failed.again.is_none() || retries >= retry.attempts {
+        if !failed.possible || self.body.is_none() || retries >= retry.attempts {
             return None;
         }
         // One that refused a stream may take the next, if there is no other.
@@ -157,7 +154,7 @@ impl Destination<'_> {
         &self,
         endpoint: &Arc<Endpoint>,
         parts: &mut request::Parts,
-        body: Body,
+        body: &mut Option<Body>,
         fresh: bool,
         waiting: &mut Waiting<'_>,
         interim: &dyn Interim,
@@ -166,9 +163,10 @@ impl Destination<'_> {
         let checkout = self.proxy.pool.checkout(self.cluster, endpoint, &self.snapshot.settings, wanted, fresh);
         let lease = match waiting.in_time(checkout).await {
             Ok(Ok(lease)) => lease,
-            Ok(Err(error)) => return Err(SendFailure::before(connect_error(endpoint, &error), body)),
-            Err(error) => return Err(SendFailure::before(error, body)),
+            Ok(Err(error)) => return Err(SendFailure::before(connect_error(endpoint, &error), body.take())),
+            Err(error) => return Err(SendFailure::before(error, body.take())),
         };
+        let body = body.take().unwrap_or_default();
         waiting.shorten(&mut parts.headers);
         waiting.begin_try();
         let keep = self.snapshot.settings.service.retry.buffer;
@@ -218,14 +216,14 @@ impl Destination<'_> {
         endpoint: &Endpoint,
         method: &Method,
         since: Instant,
-    ) -> Result<Response<Body>, Box<Failed>> {
+    ) -> Result<Sent, Box<Failed>> {
         let retry = &self.snapshot.settings.service.retry;
         match sent {
             Ok(Sent { response, again }) => {
                 let now = Instant::now();
                 endpoint.live.observe(now - since, now);
                 match retry::judge(&response, self.is_grpc, method, retry) {
-                    Verdict::Final => Ok(response),
+                    Verdict::Final => Ok(Sent { response, again }),
                     Verdict::Again(after) => Err(Box::new(Failed {
                         outcome: Ok(response),
                         reason: Reason::UpstreamUnavailable,
@@ -258,10 +256,10 @@ impl Destination<'_> {
 
 fn no_endpoints(snapshot: &Snapshot) -> ProxyError {
     let detail = match snapshot.endpoints.len() {
-        0 => "the service has no endpoints".into(),
-        count => format!("none of the service's {count} endpoints can take requests").into(),
+        0 => "the service has no endpoints".to_owned(),
+        count => format!("none of the service's {count} endpoints can take requests"),
     };
-    ProxyError { reason: Reason::NoEndpoints, detail }
+    ProxyError::new(Reason::NoEndpoints, detail)
 }
 
 /// Whether a try that failed for this reason says something about its endpoint.
@@ -323,7 +321,7 @@ pub struct SendFailure {
 
 impl SendFailure {
     /// One that failed before the body was touched.
-    pub fn before(error: ProxyError, body: Body) -> Self {
-        Self { error, wrote: false, reused: false, body: Some(body) }
+    pub fn before(error: ProxyError, body: Option<Body>) -> Self {
+        Self { error, wrote: false, reused: false, body }
     }
 }

@@ -225,6 +225,6 @@ mod tests {
             size_of::<F>()
         }
         let size = size(serve);
-        assert!(size <= 5632, "{size} bytes");
+        assert!(size <= 4608, "{size} bytes");
     }
 }

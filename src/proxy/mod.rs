@@ -1,5 +1,6 @@
 //! The request path. [`http::handle`] is where a request comes in, whichever codec read it; it reads downwards from there.
 
+pub mod admission;
 pub mod body;
 pub mod connect;
 pub mod h1;

@@ -8,7 +8,11 @@ use super::{
     h2,
 };
 use crate::{
-    cluster::{Cluster, Endpoint, Live, table::Settings},
+    cluster::{
+        Cluster, Endpoint, Live,
+        limit::{Connected, Limits},
+        table::Settings,
+    },
     net::io::{Io, Stream},
     registry::Protocol,
     telemetry::{labels::PoolClosed, metrics::PoolMetrics, metrics::ServiceMetrics},
@@ -46,6 +50,7 @@ pub struct Slot {
     live: Weak<Live>,
     settings: RefCell<Arc<Settings>>,
     metrics: Arc<ServiceMetrics>,
+    limits: Arc<Limits>,
     idle: RefCell<Vec<H1Connection>>,
     multiplexed: RefCell<Vec<Rc<h2::Connection>>>,
     connecting: RefCell<Option<Connecting>>,
@@ -67,16 +72,21 @@ impl Pool {
         fresh: bool,
     ) -> Result<Lease, ConnectError> {
         let slot = self.slot(cluster, endpoint, settings);
+        let mut made_room = false;
         loop {
             let lease = match wanted.or(slot.settled.get()) {
                 Some(Protocol::Http1) => slot.http1(endpoint, settings, fresh).await.map(Lease::H1),
                 Some(Protocol::Http2) => slot.http2(endpoint, settings).await.map(Lease::H2),
                 // The first connection tells what it is; those who come meanwhile wait for it.
-                None => {
-                    slot.connecting(endpoint, settings, None).await?;
-                    continue;
-                }
+                None => match slot.connecting(endpoint, settings, None).await {
+                    Ok(()) => continue,
+                    Err(error) => Err(error),
+                },
             };
+            if matches!(lease, Err(ConnectError::Limit(_))) && !made_room && self.make_room(&slot) {
+                made_room = true;
+                continue;
+            }
             if lease.is_err() {
                 // Perhaps it speaks something else by now.
                 slot.settled.set(None);
@@ -96,6 +106,7 @@ impl Pool {
             live: Arc::downgrade(&endpoint.live),
             settings: RefCell::new(settings.clone()),
             metrics: cluster.metrics.clone(),
+            limits: cluster.limits.clone(),
             idle: RefCell::default(),
             multiplexed: RefCell::default(),
             connecting: RefCell::default(),
@@ -103,6 +114,17 @@ impl Pool {
         });
         self.slots.borrow_mut().insert(endpoint.live.key, slot.clone());
         slot
+    }
+
+    /// Closes the connection to another endpoint of the service that has been idle the longest. False: there is none here.
+    fn make_room(&self, slot: &Rc<Slot>) -> bool {
+        let slots = self.slots.borrow();
+        let same_service = slots.values().filter(|other| Arc::ptr_eq(&other.limits, &slot.limits));
+        let idle = |other: &&Rc<Slot>| other.idle.borrow().first().map(|connection| connection.idle);
+        let Some(other) = same_service.filter(|other| idle(other).is_some()).max_by_key(idle) else { return false };
+        other.idle.borrow_mut().remove(0);
+        other.count_closed(PoolClosed::Full);
+        true
     }
 
     /// Closes what is idle for too long, too old, closed by its peer, or belongs to an endpoint that is gone. Never ends.
@@ -134,19 +156,19 @@ impl Slot {
         if !fresh && let Some(connection) = self.take_idle() {
             return Ok(H1Lease::new(connection, self.clone()));
         }
-        let (stream, _) = self.open(endpoint, settings, Some(Protocol::Http1)).await?;
-        Ok(H1Lease::new(H1Connection::new(stream), self.clone()))
+        let (stream, _, place) = self.open(endpoint, settings, Some(Protocol::Http1)).await?;
+        Ok(H1Lease::new(H1Connection::new(stream, place), self.clone()))
     }
 
     /// The idle connection used last that its peer has not closed.
     fn take_idle(&self) -> Option<H1Connection> {
         loop {
             let connection = self.idle.borrow_mut().pop()?;
-            self.pool().idle.dec();
             if !connection.io.is_stale() {
+                self.pool().idle.dec();
                 return Some(connection);
             }
-            self.pool().closed.inc(PoolClosed::Peer as usize);
+            self.count_closed(PoolClosed::Peer);
         }
     }
 
@@ -194,12 +216,12 @@ impl Slot {
         settings: &Settings,
         wanted: Option<Protocol>,
     ) -> Result<(), ConnectError> {
-        let (stream, protocol) = self.open(endpoint, settings, wanted).await?;
+        let (stream, protocol, place) = self.open(endpoint, settings, wanted).await?;
         match protocol {
-            Protocol::Http1 => self.keep(H1Connection::new(stream)),
+            Protocol::Http1 => self.keep(H1Connection::new(stream, place)),
             Protocol::Http2 => {
                 let limit = settings.service.timeouts.connect;
-                let connection = h2::Connection::open(stream, self.metrics.clone(), limit).await?;
+                let connection = h2::Connection::open(stream, place, self.metrics.clone(), limit).await?;
                 self.multiplexed.borrow_mut().push(connection);
             }
         }
@@ -214,14 +236,23 @@ impl Slot {
         endpoint: &Endpoint,
         settings: &Settings,
         wanted: Option<Protocol>,
-    ) -> Result<(Stream, Protocol), ConnectError> {
+    ) -> Result<(Stream, Protocol, Connected), ConnectError> {
+        let limit = settings.service.limits.connections;
+        let place = self.limits.connect(limit).ok_or(ConnectError::Limit(limit))?;
         // Boxed: it is large and rare, and would make every connection's future as large.
         let opened = Box::pin(connect(endpoint, settings, wanted)).await;
         match &opened {
             Ok(_) => self.pool().opened.inc(),
             Err(_) => self.pool().connect_failures.inc(),
         }
-        opened
+        let (stream, protocol) = opened?;
+        Ok((stream, protocol, place))
+    }
+
+    /// An idle connection was closed.
+    fn count_closed(&self, why: PoolClosed) {
+        self.pool().idle.dec();
+        self.pool().closed.inc(why as usize);
     }
 
     /// Puts an idle connection back.
@@ -250,6 +281,8 @@ impl Slot {
         let settings = self.settings.borrow().clone();
         let gone = self.live.strong_count() == 0;
         let pool = &settings.service.pool;
+        // Another worker may need the places of connections that nobody uses here.
+        let crowded = self.limits.connections() >= settings.service.limits.connections;
         self.idle.borrow_mut().retain_mut(|connection| {
             connection.idle += PERIOD;
             let why = if gone {
@@ -260,18 +293,17 @@ impl Slot {
                 Some(PoolClosed::Idle)
             } else if now.saturating_duration_since(connection.opened) >= pool.max_age {
                 Some(PoolClosed::Age)
+            } else if crowded && connection.idle > PERIOD {
+                Some(PoolClosed::Full)
             } else {
                 None
             };
-            if let Some(why) = why {
-                self.pool().idle.dec();
-                self.pool().closed.inc(why as usize);
-            }
-            why.is_none()
+            why.inspect(|why| self.count_closed(*why)).is_none()
         });
         // Dropping the last handle lets requests in progress end, then closes the connection.
         self.multiplexed.borrow_mut().retain(|connection| {
             let why = if gone { Some(PoolClosed::Removed) } else { connection.poor(pool, now, PERIOD) };
+            let why = why.or((crowded && connection.idle.get() > PERIOD).then_some(PoolClosed::Full));
             why.inspect(|why| connection.leave(*why)).is_none()
         });
     }
@@ -279,9 +311,8 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        for _ in self.idle.get_mut().drain(..) {
-            self.metrics.pool.idle.dec();
-            self.metrics.pool.closed.inc(PoolClosed::Removed as usize);
+        for _ in std::mem::take(self.idle.get_mut()) {
+            self.count_closed(PoolClosed::Removed);
         }
         self.multiplexed.get_mut().iter().for_each(|connection| connection.leave(PoolClosed::Removed));
     }
@@ -295,11 +326,14 @@ pub struct H1Connection {
     /// Counted by the sweep, so that giving a connection back needs no clock.
     idle: Duration,
     exchanges: u32,
+    /// Its place among the service's connections.
+    _place: Connected,
 }
 
 impl H1Connection {
-    fn new(stream: Stream) -> Self {
-        Self { io: Rc::new(Io::new(stream)), opened: Instant::now(), idle: Duration::ZERO, exchanges: 0 }
+    fn new(stream: Stream, place: Connected) -> Self {
+        let (io, opened) = (Rc::new(Io::new(stream)), Instant::now());
+        Self { io, opened, idle: Duration::ZERO, exchanges: 0, _place: place }
     }
 
     /// Whether it is too old for another request. The clock is looked at now and then only.

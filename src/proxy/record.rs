@@ -28,6 +28,8 @@ pub struct Record {
     listener: Rc<Listener>,
     started: Instant,
     cluster: Option<Arc<Cluster>>,
+    /// Since when it has a place among the service's requests in flight, which it must leave.
+    entered: Option<Instant>,
     in_flight: Option<InFlight>,
     attempts: u32,
     status: u16,
@@ -59,6 +61,7 @@ impl Record {
             listener: down.listener.clone(),
             started: Instant::now(),
             cluster: None,
+            entered: None,
             in_flight: None,
             attempts: 0,
             status: 0,
@@ -91,8 +94,12 @@ impl Record {
 
     /// The request is for this service.
     pub fn routed(&mut self, cluster: Arc<Cluster>) {
-        cluster.metrics.in_flight.inc();
         self.cluster = Some(cluster);
+    }
+
+    /// The service's limits have given it a place, which it keeps until it has ended.
+    pub fn entered(&mut self, since: Instant) {
+        self.entered = Some(since);
     }
 
     /// The headers are as the upstream gets them.
@@ -147,6 +154,21 @@ impl Record {
     /// The response's head, ours or the upstream's, is known.
     pub fn responded(&mut self, status: StatusCode) {
         self.status = status.as_u16();
+        if let (Some(cluster), Some(entered)) = (&self.cluster, self.entered)
+            && cluster.limits.is_adapting()
+            && self.tells_latency(status)
+        {
+            let now = Instant::now();
+            cluster.limits.observe(now - entered, now);
+        }
+    }
+
+    /// Whether the time it took says how busy the service is. What fails at once does not.
+    fn tells_latency(&self, status: StatusCode) -> bool {
+        match &self.failure {
+            None => !status.is_server_error(),
+            Some(failure) => matches!(failure.reason, Reason::RequestTimeout | Reason::TryTimeout),
+        }
     }
 
     /// Something went wrong. The first error is the one that counts.
@@ -206,7 +228,9 @@ impl Drop for Record {
         match &self.cluster {
             Some(cluster) => {
                 let metrics = &cluster.metrics;
-                metrics.in_flight.dec();
+                if self.entered.is_some() {
+                    cluster.limits.leave();
+                }
                 metrics.requests.inc(self.status);
                 metrics.duration.observe(duration);
                 metrics.request_bytes.add(self.bytes_in);

@@ -3,7 +3,10 @@
 use super::body::Body;
 use crate::error::ProxyError;
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Response, header::CONTENT_TYPE};
+use http::{
+    HeaderName, HeaderValue, Response,
+    header::{CONTENT_TYPE, RETRY_AFTER},
+};
 
 const X_PILLION_ERROR: HeaderName = HeaderName::from_static("x-pillion-error");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -27,6 +30,9 @@ pub fn error(error: &ProxyError, is_grpc: bool) -> Response<Body> {
         response
     };
     response.headers_mut().insert(X_PILLION_ERROR, HeaderValue::from_static(error.reason.as_str()));
+    if let Some(seconds) = error.retry_after {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds.get()));
+    }
     response
 }
 
@@ -48,6 +54,14 @@ mod tests {
             (response.status().as_u16(), &response.headers()["x-pillion-error"]),
             (503, &HeaderValue::from_static("no_endpoints"))
         );
+    }
+
+    #[test]
+    fn who_is_too_fast_is_told_when_to_come_again() {
+        let limited = || ProxyError::new(Reason::RateLimited, "").retry_after(std::time::Duration::from_millis(1500));
+        let response = error(&limited(), false);
+        assert_eq!((response.status().as_u16(), &response.headers()["retry-after"]), (429, &HeaderValue::from(2)));
+        assert_eq!(error(&limited(), true).headers()["grpc-status"], "8");
     }
 
     #[test]

@@ -87,6 +87,13 @@ impl<'t> Waiting<'t> {
         }
     }
 
+    /// Time has passed since the request came, before anything was done for it. It is part of the request's own time, and
+    /// not of an endpoint's.
+    pub fn delayed(&mut self) {
+        self.begun = None;
+        self.since = Instant::now();
+    }
+
     /// The whole request has left; from now on the response is waited for.
     pub fn request_sent(&mut self) {
         if !self.sent {

@@ -10,7 +10,7 @@ pub enum PoolClosed {
     Idle,
     /// It was older than `pool.max_age`.
     Age,
-    /// More than `pool.max_idle` were idle.
+    /// More than `pool.max_idle` were idle, or `limits.connections` were open and another was needed.
     Full,
     /// The upstream closed it, or sent something unasked.
     Peer,

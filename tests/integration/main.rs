@@ -18,6 +18,7 @@ mod http2_goaway;
 mod http2_peer;
 mod http2_upstream;
 mod leaving;
+mod limits;
 mod memory;
 mod peer;
 mod pillion;

@@ -294,7 +294,7 @@ impl Upstream {
 
 impl Peer {
     /// As [`Self::next_request`], without a limit on the wait for its first byte.
-    async fn next_request_or_idle(&mut self) -> Option<Message> {
+    pub async fn next_request_or_idle(&mut self) -> Option<Message> {
         if self.buf.is_empty() && self.stream.readable().await.is_err() {
             return None;
         }

@@ -24,6 +24,7 @@ pub struct Setup {
     services: String,
     egress: String,
     listeners: String,
+    top: String,
 }
 
 impl Setup {
@@ -56,6 +57,12 @@ impl Setup {
         self
     }
 
+    /// Threads that carry traffic.
+    pub fn workers(mut self, count: usize) -> Self {
+        self.top += &format!("workers: {count}\n");
+        self
+    }
+
     /// Starts the program and waits until it says that it is up.
     pub async fn start(self) -> Pillion {
         let dir = TempDir::new().unwrap();
@@ -63,10 +70,11 @@ impl Setup {
         write_settled(&dir.path().join("instances.yaml"), &format!("services:\n{instances}"));
         let services = if self.services.is_empty() { "  {}\n" } else { &self.services };
         let config = format!(
-            "admin: {{ listen: 127.0.0.1:0 }}\n\
+            "{}admin: {{ listen: 127.0.0.1:0 }}\n\
              registries:\n  main: {{ kind: file, path: {} }}\n\
              listeners:\n  - {{ name: egress, listen: 127.0.0.1:0{} }}\n{}\
              services:\n{services}",
+            self.top,
             dir.path().join("instances.yaml").display(),
             self.egress,
             self.listeners,

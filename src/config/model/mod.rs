@@ -2,6 +2,7 @@
 
 mod discovery;
 mod hedge;
+mod limits;
 mod listener;
 mod logs;
 mod outlier;
@@ -13,6 +14,7 @@ mod tls;
 
 pub use discovery::Discovery;
 pub use hedge::Hedge;
+pub use limits::{AdaptiveLimit, CallerRate, Limits, RateLimit};
 pub use listener::{Listener, ListenerLimits, ListenerProtocol};
 pub use logs::{AccessLog, AccessLogMode, Log, LogFormat, Sample};
 pub use outlier::{Breaker, BreakerOpen, Deviations, Outlier};

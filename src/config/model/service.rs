@@ -1,6 +1,6 @@
 //! How requests for a service are carried.
 
-use super::{super::human, Breaker, Hedge, Outlier, Retry, Tls};
+use super::{super::human, Breaker, Hedge, Limits, Outlier, Retry, Tls};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -34,6 +34,7 @@ pub struct Service {
     /// chance with each than the whole load on the few. 0 means never.
     pub panic_threshold: u32,
     pub pool: Pool,
+    pub limits: Limits,
 }
 
 /// What an upstream speaks.
@@ -123,6 +124,7 @@ impl Default for Service {
             outlier: Outlier::default(),
             panic_threshold: 50,
             pool: Pool::default(),
+            limits: Limits::default(),
         }
     }
 }

@@ -96,6 +96,20 @@ fn keys_that_are_unknown_missing_or_doubled() {
             "listeners:\n  - protocol: http\n",
             &["3:5: listeners[0]: `name` is missing", "3:5: listeners[0]: `listen` is missing"],
         ),
+        (
+            "services: { a: { limits: { rate: { per_caller: {} } } } }",
+            &[
+                "2:48: services.a.limits.rate.per_caller: `header` is missing",
+                "2:48: services.a.limits.rate.per_caller: `per_second` is missing",
+            ],
+        ),
+        (
+            "defaults: { limits: { rate: { burst: 5 } } }\nservices: { a: { limits: { rate: { burst: null } } } }",
+            &[
+                "2:38: defaults.limits.rate.burst: `burst` goes with `per_second`, which is missing",
+                "3:28: services.a.limits.rate: expected `per_second`, `per_caller` or both",
+            ],
+        ),
         ("listeners:\n  -\n", &["3:4: listeners[0]: `name` is missing", "3:4: listeners[0]: `listen` is missing"]),
         // A bad value does not count as missing too.
         (
@@ -183,6 +197,24 @@ fn ranges() {
         (
             "services: { a: { timeouts: { connect: 0s } } }",
             &["2:39: services.a.timeouts.connect: found `0s`; expected at least `1ms`"],
+        ),
+        (
+            "services: { a: { limits: { requests: 0, queue_timeout: 16s, adaptive: { min: 5, max: 4, tolerance: .nan, window: 1h } } } }",
+            &[
+                "2:38: services.a.limits.requests: found `0`; expected a number from 1 to 10000000",
+                "2:56: services.a.limits.queue_timeout: found `16s`; expected at most `15s`, which is `timeouts.request`",
+                "2:86: services.a.limits.adaptive.max: found `4`; expected a number from 5 to 10000000",
+                "2:100: services.a.limits.adaptive.tolerance: found `NaN`; expected a number from 1.0 to 10.0",
+                "2:114: services.a.limits.adaptive.window: found `1h`; expected at most `1m`",
+            ],
+        ),
+        (
+            "services: { a: { limits: { rate: { per_caller: { header: x y, per_second: 0, max_callers: 0 } } } } }",
+            &[
+                "2:58: services.a.limits.rate.per_caller.header: found `x y`; expected a header's name",
+                "2:75: services.a.limits.rate.per_caller.per_second: found `0`; expected a number from 1 to 1000000",
+                "2:91: services.a.limits.rate.per_caller.max_callers: found `0`; expected a number from 1 to 1000000",
+            ],
         ),
         (
             "services: { a: { pool: { max_idle: 99999999 } } }",

@@ -135,10 +135,10 @@ impl Exchange {
                 }
                 Poll::Ready(Ok(0)) => {
                     let detail = match &write_error {
-                        Some(error) => format!("sending the request: {error}").into(),
-                        None => "the connection ended before the response".into(),
+                        Some(error) => format!("sending the request: {error}"),
+                        None => "the connection ended before the response".to_owned(),
                     };
-                    return Poll::Ready(Err(ProxyError { reason: Reason::UpstreamClosed, detail }));
+                    return Poll::Ready(Err(ProxyError::new(Reason::UpstreamClosed, detail)));
                 }
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(error)) => {

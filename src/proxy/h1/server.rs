@@ -123,7 +123,11 @@ impl Server {
             Framing::None => Body::Empty,
             _ => Body::H1Request(RequestBody::new(self.reader.clone())),
         };
-        let Some((response, mut record)) = self.handle(request.map(|()| body)).await else { return Next::Close };
+        let handled = {
+            let mut request = request.map(|()| body);
+            self.handle(&mut request).await
+        };
+        let Some((response, mut record)) = handled else { return Next::Close };
         let next = self.write_response(response, &mut record, &method, version, keep_alive).await;
         record.bytes_in = self.reader.borrow().body_bytes - received;
         match next {
@@ -191,7 +195,7 @@ impl Server {
     }
 
     /// Lets the request be carried. `None`: the client left meanwhile.
-    async fn handle(&mut self, request: Request<Body>) -> Option<(Response<Body>, Record)> {
+    async fn handle(&mut self, request: &mut Request<Body>) -> Option<(Response<Body>, Record)> {
         let interim = InterimWriter { writer: &self.writer, http11: request.version() == Version::HTTP_11 };
         let mut down = Downstream {
             proxy: &self.proxy,
@@ -279,7 +283,7 @@ impl Server {
         tracing::debug!(listener = %self.listener.name, peer = %self.origin.peer, reason = error.reason.as_str(),
             detail = %error.detail, "request refused");
         self.listener.metrics.rejected.inc(error.reason as usize);
-        let response = respond::error(&ProxyError { reason: error.reason, detail: error.detail }, false);
+        let response = respond::error(&ProxyError::new(error.reason, error.detail), false);
         let (parts, body) = response.into_parts();
         let framing = Framing::Length(body.length().unwrap_or(0));
         let writer = self.writer.get_mut();

@@ -8,6 +8,7 @@ use super::{
     recv::RecvBody,
 };
 use crate::{
+    cluster::limit::Connected,
     config::Pool,
     error::{ProxyError, Reason},
     net::io::{H2Io, Stream},
@@ -68,6 +69,8 @@ pub struct Connection {
     counted: Cell<Counted>,
     /// Why the pool lets go of it, if it does.
     left: Cell<PoolClosed>,
+    /// Its place among the service's connections, for as long as it is open.
+    place: Cell<Option<Connected>>,
 }
 
 /// What a connection is counted as.
@@ -89,7 +92,12 @@ impl fmt::Debug for Connection {
 
 impl Connection {
     /// Shakes hands on `stream`, within `limit`, and drives the connection from then on.
-    pub async fn open(stream: Stream, metrics: Arc<ServiceMetrics>, limit: Duration) -> Result<Rc<Self>, ConnectError> {
+    pub async fn open(
+        stream: Stream,
+        place: Connected,
+        metrics: Arc<ServiceMetrics>,
+        limit: Duration,
+    ) -> Result<Rc<Self>, ConnectError> {
         let secure = matches!(stream, Stream::Tls(_));
         let mut builder = h2::client::Builder::new();
         builder
@@ -127,6 +135,7 @@ impl Connection {
             ended,
             counted: Cell::new(Counted::Idle),
             left: Cell::new(PoolClosed::Used),
+            place: Cell::new(Some(place)),
             metrics,
         });
         connection.metrics.pool.idle.inc();
@@ -205,6 +214,7 @@ impl Connection {
             Counted::Closed => return,
         }
         self.metrics.pool.closed.inc(why as usize);
+        self.place.take();
     }
 }
 
@@ -228,18 +238,18 @@ pub async fn send(
     // Does not wait: the lease is for a free stream.
     if let Err(error) = poll_fn(|cx| sender.poll_ready(cx)).await {
         lease.connection.closed.set(true);
-        return Err(SendFailure::before(refused(&error), body));
+        return Err(SendFailure::before(refused(&error), Some(body)));
     }
     let request = match to_h2(parts, lease.connection.secure) {
         Ok(request) => request,
-        Err(error) => return Err(SendFailure::before(error, body)),
+        Err(error) => return Err(SendFailure::before(error, Some(body))),
     };
     let whole = body.is_done();
     let (response, stream) = match sender.send_request(request, whole) {
         Ok(sent) => sent,
         Err(error) => {
             lease.connection.closed.set(true);
-            return Err(SendFailure::before(refused(&error), body));
+            return Err(SendFailure::before(refused(&error), Some(body)));
         }
     };
     let pump = (!whole).then(|| Pump::replayable(body, stream, keep));

@@ -161,11 +161,12 @@ async fn serve_stream(request: Request<RecvStream>, respond: SendResponse<Bytes>
             timer: &mut timer,
             interim: &respond,
         };
+        let mut request = Request::from_parts(parts, body);
         let mut handling = pin!(async {
-            match refuse(&parts.headers, shared.listener.settings().limits.head_lines) {
-                None => handle(Request::from_parts(parts, body), &mut down).await,
+            match refuse(request.headers(), shared.listener.settings().limits.head_lines) {
+                None => handle(&mut request, &mut down).await,
                 Some(error) => {
-                    let mut record = Record::start(&down, &Request::from_parts(parts, Body::Empty));
+                    let mut record = Record::start(&down, &request);
                     let response = respond::error(&error, false);
                     record.responded(response.status());
                     record.failed(error);

@@ -17,6 +17,8 @@ families! {
     Requests COUNTER "pillion_requests_total" "Requests answered, by status code."
     Duration HISTOGRAM "pillion_request_duration_seconds" "From the end of a request's head to the end of its response."
     InFlight GAUGE "pillion_requests_in_flight" "Requests being carried now."
+    Waiting GAUGE "pillion_requests_waiting" "Requests that wait because as many as the limit allows are being carried."
+    RequestsLimit GAUGE "pillion_requests_limit" "Requests that may be carried at one time."
     RequestBytes COUNTER "pillion_request_bytes_total" "Bytes of request bodies."
     ResponseBytes COUNTER "pillion_response_bytes_total" "Bytes of response bodies."
     Errors COUNTER "pillion_errors_total" "Requests that pillion answered itself or cut off, by reason."

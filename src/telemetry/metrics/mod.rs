@@ -63,7 +63,12 @@ pub struct ServiceMetrics {
     service: Box<str>,
     pub requests: Codes,
     pub duration: Latency,
+    /// Requests that have a place. Counted by `cluster::limit`, as the two below.
     pub in_flight: Gauge,
+    /// Requests that wait for one.
+    pub waiting: Gauge,
+    /// How many may have one.
+    pub requests_limit: Gauge,
     pub request_bytes: Counter,
     pub response_bytes: Counter,
     pub errors: Tally,
@@ -134,6 +139,8 @@ impl Metrics {
                 requests: Codes::default(),
                 duration: Latency::default(),
                 in_flight: Gauge::default(),
+                waiting: Gauge::default(),
+                requests_limit: Gauge::default(),
                 request_bytes: Counter::default(),
                 response_bytes: Counter::default(),
                 errors: Tally::new(self.words.errors),
@@ -230,8 +237,14 @@ impl ServiceMetrics {
             page.add(Family::Requests, &[service, ("code", &code)], count as f64);
         }
         page.add_histogram(Family::Duration, &[service], self.duration.read());
-        page.add(Family::InFlight, &[service], self.in_flight.get() as f64);
-        page.add(Family::Panic, &[service], self.panicking.get() as f64);
+        for (family, gauge) in [
+            (Family::InFlight, &self.in_flight),
+            (Family::Waiting, &self.waiting),
+            (Family::RequestsLimit, &self.requests_limit),
+            (Family::Panic, &self.panicking),
+        ] {
+            page.add(family, &[service], gauge.get() as f64);
+        }
         for (family, counter) in [
             (Family::RequestBytes, &self.request_bytes),
             (Family::ResponseBytes, &self.response_bytes),

@@ -22,6 +22,7 @@ fn busy(service: &str) -> (Metrics, Vec<Box<dyn std::any::Any>>) {
         handle.duration.observe(Duration::from_micros(micros));
     }
     handle.in_flight.inc();
+    handle.requests_limit.set(7);
     handle.errors.inc(1);
     handle.endpoints.set(0, 3);
     handle.pool.active.set(2);
@@ -50,6 +51,8 @@ fn the_prometheus_text_has_what_was_counted() {
         r#"pillion_request_duration_seconds_bucket{service="users",le="+Inf"} 7"#,
         r#"pillion_request_duration_seconds_count{service="users"} 7"#,
         r#"pillion_requests_in_flight{service="users"} 1"#,
+        r#"pillion_requests_waiting{service="users"} 0"#,
+        r#"pillion_requests_limit{service="users"} 7"#,
         r#"pillion_errors_total{service="users",reason="connect"} 1"#,
         r#"pillion_errors_total{service="users",reason="no_endpoints"} 0"#,
         r#"pillion_endpoints{service="users",state="ready"} 3"#,
