@@ -1,7 +1,13 @@
 //! The record of one request. It counts itself when it is dropped, so that every request that began is also counted as
 //! ended, however it ended.
 
-use super::{body::Body, headers::X_REQUEST_ID, http::Downstream, listener::Listener, timer::Patience};
+use super::{
+    body::Body,
+    headers::{GRPC_STATUS, X_REQUEST_ID},
+    http::Downstream,
+    listener::Listener,
+    timer::Patience,
+};
 use crate::{
     cluster::{Cluster, endpoint::InFlight, health::Outcome},
     error::{ProxyError, Reason},
@@ -139,16 +145,20 @@ impl Record {
 
     /// The upstream's answer has begun.
     pub fn answered<B>(&mut self, response: &Response<B>, is_grpc: bool) {
-        match response.headers().get("grpc-status").filter(|_| is_grpc) {
-            Some(status) => self.grpc_status(status),
-            // What came of a call is known at its end; but a probe has found somebody there.
-            None if is_grpc && response.status() == StatusCode::OK => {
-                if self.in_flight.as_ref().is_some_and(InFlight::is_probe) {
-                    self.tell(Outcome::Success);
+        if is_grpc {
+            match response.headers().get(GRPC_STATUS) {
+                Some(status) => return self.grpc_status(status),
+                // What came of a call is known at its end; but a probe has found somebody there.
+                None if response.status() == StatusCode::OK => {
+                    if self.in_flight.as_ref().is_some_and(InFlight::is_probe) {
+                        self.tell(Outcome::Success);
+                    }
+                    return;
                 }
+                None => {}
             }
-            None => self.tell(if is_failure(response.status()) { Outcome::Failure } else { Outcome::Success }),
         }
+        self.tell(if is_failure(response.status()) { Outcome::Failure } else { Outcome::Success });
     }
 
     /// The response's head, ours or the upstream's, is known.
@@ -190,7 +200,7 @@ impl Record {
 
     /// The trailers of the response have come.
     pub fn trailers(&mut self, trailers: &HeaderMap) {
-        if let Some(status) = trailers.get("grpc-status") {
+        if let Some(status) = trailers.get(GRPC_STATUS) {
             self.grpc_status(status);
         }
     }

@@ -1,6 +1,6 @@
 //! The one place where an error becomes a response.
 
-use super::body::Body;
+use super::{body::Body, headers::GRPC_STATUS};
 use crate::error::ProxyError;
 use bytes::Bytes;
 use http::{
@@ -9,7 +9,6 @@ use http::{
 };
 
 const X_PILLION_ERROR: HeaderName = HeaderName::from_static("x-pillion-error");
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// A short plain-text answer with the reason in `x-pillion-error`; for gRPC a trailers-only response.

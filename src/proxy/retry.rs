@@ -3,7 +3,7 @@
 use crate::{
     config::{self, RetryOn},
     error::{Reason, Retry},
-    proxy::{body::Body, journey::SendFailure},
+    proxy::{body::Body, headers::GRPC_STATUS, journey::SendFailure},
 };
 use http::{
     HeaderMap, HeaderName, Method, Response, StatusCode,
@@ -11,7 +11,6 @@ use http::{
 };
 use std::time::{Duration, SystemTime};
 
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// How a gRPC server says when to come again, or with a negative number not to. (gRFC A6, "Client Retries".)
 const GRPC_RETRY_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 const UNAVAILABLE: &str = "14";

@@ -2,7 +2,10 @@
 
 use crate::{
     error::ProxyError,
-    proxy::body::{Body, Replay},
+    proxy::{
+        body::{Body, Replay},
+        headers::GRPC_STATUS,
+    },
 };
 use bytes::Bytes;
 use h2::SendStream;
@@ -94,7 +97,7 @@ impl Pump {
                         if let Ok(trailers) = frame.into_trailers() {
                             self.replay = None;
                             self.finished = true;
-                            self.grpc_status = trailers.get("grpc-status").cloned();
+                            self.grpc_status = trailers.get(GRPC_STATUS).cloned();
                             self.stream.send_trailers(trailers).map_err(PumpError::Sink)?;
                         }
                     }
