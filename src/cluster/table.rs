@@ -84,7 +84,7 @@ pub struct Cluster {
     pub since: Instant,
     pub retries: Arc<Budget>,
     pub limits: Arc<Limits>,
-    /// Wakes requests that wait for the first answer.
+    /// Wakes requests that wait for the first answer, and whoever checks endpoints.
     published: watch::Sender<u64>,
     /// Set by each request, taken by discovery now and then, to know which services are idle.
     used: AtomicBool,
@@ -158,6 +158,11 @@ impl Cluster {
     /// What is in force now.
     pub fn load(&self) -> Guard<Arc<Snapshot>> {
         self.snapshot.load()
+    }
+
+    /// Hears of each change of what is in force.
+    pub fn published(&self) -> watch::Receiver<u64> {
+        self.published.subscribe()
     }
 
     /// Waits until a source has answered, or has had `timeout` for it since the service is followed: while the registries

@@ -1,6 +1,6 @@
 //! Follows one service in its sources and publishes what is in force.
 
-use super::settings::SettingsFor;
+use super::{checker::Checker, linger::Linger, settings::SettingsFor};
 use crate::{
     cluster::{
         Cluster,
@@ -13,7 +13,7 @@ use crate::{
 use futures_util::future::{join_all, select_all};
 use std::{future::pending, sync::Arc, time::Duration};
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Notify, Semaphore, mpsc, oneshot, watch},
     task::JoinHandle,
     time::{Instant, sleep_until},
 };
@@ -58,6 +58,7 @@ impl Follower {
         sources: Vec<Arc<dyn Registry>>,
         telemetry: &Telemetry,
         coalesce: Duration,
+        checks: Arc<Semaphore>,
     ) -> Self {
         let (mut seen, mut follows, mut counted) = (Vec::new(), Vec::new(), Vec::new());
         for registry in sources {
@@ -78,11 +79,14 @@ impl Follower {
             failing: vec![false; seen.len()],
             known: cluster.load().state == State::Known,
             heard: false,
+            linger: Linger::default(),
         };
         // So that the settings are in force at once, whenever the sources may answer.
         publisher.publish();
         let task = tokio::spawn(async move {
-            tokio::join!(join_all(follows), publisher.run(coalesce, changes));
+            let worse = Arc::<Notify>::default();
+            let checker = Checker::new(publisher.cluster.clone(), checks, worse.clone());
+            tokio::join!(join_all(follows), publisher.run(coalesce, changes, worse), checker.run());
         });
         Self { cluster, settings, sources: seen, coalesce, detector: Detector::default(), idle_looks: 0, orders, task }
     }
@@ -225,10 +229,12 @@ struct Publisher {
     known: bool,
     /// Whether an answer of these sources has been in force.
     heard: bool,
+    linger: Linger,
 }
 
 impl Publisher {
-    async fn run(mut self, coalesce: Duration, mut changes: mpsc::UnboundedReceiver<Change>) {
+    /// `worse` rings when an endpoint's checks no longer pass.
+    async fn run(mut self, coalesce: Duration, mut changes: mpsc::UnboundedReceiver<Change>, worse: Arc<Notify>) {
         let mut quiet_until = Instant::now();
         loop {
             let news = async {
@@ -236,15 +242,23 @@ impl Publisher {
                 sleep_until(quiet_until).await;
                 changed(&mut self.sources).await;
             };
+            let lingering = self.linger.end();
+            let leaves = async {
+                match lingering {
+                    Some(end) => tokio::select! {
+                        () = sleep_until(end) => {}
+                        () = worse.notified() => {}
+                    },
+                    None => pending().await,
+                }
+            };
             tokio::select! {
                 () = news => {
-                    if self.publish() {
+                    if self.publish_and_tell() {
                         quiet_until = Instant::now() + coalesce;
-                        let set = self.cluster.load();
-                        let (instances, state) = (set.endpoints.len(), set.state);
-                        tracing::info!(service = %self.cluster.name, instances, ?state, "endpoints changed");
                     }
                 }
+                () = leaves => drop(self.publish_and_tell()),
                 Some((settings, done)) = changes.recv() => {
                     self.settings = settings;
                     self.publish();
@@ -254,24 +268,39 @@ impl Publisher {
         }
     }
 
+    fn publish_and_tell(&mut self) -> bool {
+        let published = self.publish();
+        if published {
+            let set = self.cluster.load();
+            let (instances, state) = (set.endpoints.len(), set.state);
+            let gone = set.endpoints.iter().filter(|endpoint| endpoint.live.is_gone()).count();
+            tracing::info!(service = %self.cluster.name, instances, gone, ?state, "endpoints changed");
+        }
+        published
+    }
+
     fn publish(&mut self) -> bool {
         let seen: Vec<Observation> = self.sources.iter_mut().map(|source| source.borrow_and_update().clone()).collect();
         self.count_failures(&seen);
-        let (mut instances, mut state) = in_force(&seen, self.known || self.settings.pinned, self.heard);
+        let (listed, mut state) = in_force(&seen, self.known || self.settings.pinned, self.heard);
         self.heard |= state != State::Pending;
-        if state == State::Pending {
+        let before = self.cluster.load();
+        let instances: Arc<[Instance]> = if state == State::Pending {
             // Nothing was heard yet. What there was before stays, under the settings of now.
-            let before = self.cluster.load();
-            instances = before.endpoints.iter().map(|endpoint| endpoint.instance.clone()).collect();
             state = before.state;
-        }
+            before.endpoints.iter().map(|endpoint| endpoint.instance.clone()).collect()
+        } else {
+            let check = self.settings.settings.service.health_check.as_ref();
+            self.linger.keep(&before.endpoints, listed.clone(), check, Instant::now())
+        };
+        drop(before);
         self.known |= !instances.is_empty();
         if let Err(error) = self.settings.with_tls_for(&instances) {
             tracing::error!(service = %self.cluster.name, %error, "instances that want TLS cannot be used");
         }
         let published = self.cluster.publish(&self.settings.settings, &instances, state);
         for (observed, counted) in seen.iter().zip(&self.counted).filter(|_| published) {
-            if observed.instances.as_ref().is_some_and(|own| Arc::ptr_eq(own, &instances)) {
+            if observed.instances.as_ref().is_some_and(|own| Arc::ptr_eq(own, &listed)) {
                 counted.changes.inc();
             }
         }
