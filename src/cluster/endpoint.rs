@@ -177,7 +177,8 @@ impl InFlight {
         if outcome == Outcome::Failure {
             live.failures.fetch_add(1, Relaxed);
         }
-        live.health.report(outcome, self.choice, limit)
+        // Where its registry says that it is gone, one failure is enough to believe it.
+        live.health.report(outcome, self.choice, limit) || (outcome == Outcome::Failure && live.is_gone())
     }
 }
 

@@ -160,7 +160,7 @@ impl Cluster {
         self.snapshot.load()
     }
 
-    /// Hears of each change of what is in force.
+    /// Hears of each change of what is in force, and of endpoints that are gone though they stay in use.
     pub fn published(&self) -> watch::Receiver<u64> {
         self.published.subscribe()
     }
@@ -199,8 +199,13 @@ impl Cluster {
         self.snapshot.store(Arc::new(Snapshot::new(settings.clone(), endpoints, state)));
         self.metrics.table_swaps.inc();
         self.recount();
-        self.published.send_modify(|count| *count += 1);
+        self.announce();
         true
+    }
+
+    /// Wakes those who wait for changes.
+    pub fn announce(&self) {
+        self.published.send_modify(|count| *count += 1);
     }
 
     /// Counts anew who is available.

@@ -1,6 +1,10 @@
 //! Follows one service in its sources and publishes what is in force.
 
-use super::{checker::Checker, linger::Linger, settings::SettingsFor};
+use super::{
+    checker::Checker,
+    linger::{self, Linger},
+    settings::SettingsFor,
+};
 use crate::{
     cluster::{
         Cluster,
@@ -25,6 +29,8 @@ pub struct Follower {
     sources: Vec<Source>,
     coalesce: Duration,
     detector: Detector,
+    /// Rings when an endpoint that is gone may have to go now.
+    worse: Arc<Notify>,
     /// How many looks in a row found that nobody had asked for it.
     idle_looks: u32,
     orders: mpsc::UnboundedSender<Change>,
@@ -70,6 +76,7 @@ impl Follower {
             seen.push(Source { registry, observed });
         }
         let (orders, changes) = mpsc::unbounded_channel();
+        let worse = Arc::<Notify>::default();
         let mut publisher = Publisher {
             cluster: cluster.clone(),
             settings: settings.clone(),
@@ -80,15 +87,16 @@ impl Follower {
             known: cluster.load().state == State::Known,
             heard: false,
             linger: Linger::default(),
+            worse: worse.clone(),
         };
         // So that the settings are in force at once, whenever the sources may answer.
         publisher.publish();
+        let checker = Checker::new(cluster.clone(), checks, worse.clone());
         let task = tokio::spawn(async move {
-            let worse = Arc::<Notify>::default();
-            let checker = Checker::new(publisher.cluster.clone(), checks, worse.clone());
-            tokio::join!(join_all(follows), publisher.run(coalesce, changes, worse), checker.run());
+            tokio::join!(join_all(follows), publisher.run(coalesce, changes), checker.run());
         });
-        Self { cluster, settings, sources: seen, coalesce, detector: Detector::default(), idle_looks: 0, orders, task }
+        let detector = Detector::default();
+        Self { cluster, settings, sources: seen, coalesce, detector, worse, idle_looks: 0, orders, task }
     }
 
     /// Takes over other settings, if they ask the same of the same sources; else it has to be started afresh. The
@@ -143,6 +151,9 @@ impl Follower {
         }
         if !changes.is_empty() {
             self.cluster.recount();
+        }
+        if asked && endpoints.iter().any(|endpoint| endpoint.live.is_gone() && linger::has_failed(&endpoint.live)) {
+            self.worse.notify_one();
         }
     }
 
@@ -230,11 +241,12 @@ struct Publisher {
     /// Whether an answer of these sources has been in force.
     heard: bool,
     linger: Linger,
+    worse: Arc<Notify>,
 }
 
 impl Publisher {
-    /// `worse` rings when an endpoint's checks no longer pass.
-    async fn run(mut self, coalesce: Duration, mut changes: mpsc::UnboundedReceiver<Change>, worse: Arc<Notify>) {
+    async fn run(mut self, coalesce: Duration, mut changes: mpsc::UnboundedReceiver<Change>) {
+        let worse = self.worse.clone();
         let mut quiet_until = Instant::now();
         loop {
             let news = async {
@@ -273,8 +285,7 @@ impl Publisher {
         if published {
             let set = self.cluster.load();
             let (instances, state) = (set.endpoints.len(), set.state);
-            let gone = set.endpoints.iter().filter(|endpoint| endpoint.live.is_gone()).count();
-            tracing::info!(service = %self.cluster.name, instances, gone, ?state, "endpoints changed");
+            tracing::info!(service = %self.cluster.name, instances, ?state, "endpoints changed");
         }
         published
     }
@@ -285,10 +296,10 @@ impl Publisher {
         let (listed, mut state) = in_force(&seen, self.known || self.settings.pinned, self.heard);
         self.heard |= state != State::Pending;
         let before = self.cluster.load();
-        let instances: Arc<[Instance]> = if state == State::Pending {
+        let (instances, gone): (Arc<[Instance]>, usize) = if state == State::Pending {
             // Nothing was heard yet. What there was before stays, under the settings of now.
             state = before.state;
-            before.endpoints.iter().map(|endpoint| endpoint.instance.clone()).collect()
+            (before.endpoints.iter().map(|endpoint| endpoint.instance.clone()).collect(), 0)
         } else {
             let check = self.settings.settings.service.health_check.as_ref();
             self.linger.keep(&before.endpoints, listed.clone(), check, Instant::now())
@@ -299,6 +310,12 @@ impl Publisher {
             tracing::error!(service = %self.cluster.name, %error, "instances that want TLS cannot be used");
         }
         let published = self.cluster.publish(&self.settings.settings, &instances, state);
+        if gone > 0 {
+            let service = &self.cluster.name;
+            tracing::info!(%service, gone, "endpoints that are no longer listed stay in use while their checks pass");
+            // The set may be the same.
+            self.cluster.announce();
+        }
         for (observed, counted) in seen.iter().zip(&self.counted).filter(|_| published) {
             if observed.instances.as_ref().is_some_and(|own| Arc::ptr_eq(own, &listed)) {
                 counted.changes.inc();

@@ -225,7 +225,8 @@ async fn one_that_is_gone_stays_while_its_checks_pass_and_for_its_time() {
     sink.set(vec![instances[0].clone()]);
     settle().await;
     assert_eq!(ports(&follower), [stays, leaves]);
-    drop(here.into_iter().nth(1));
+    let [_here, left] = here;
+    drop(left);
     sleep(Duration::from_secs(2)).await;
     assert_eq!(ports(&follower), [stays], "it is checked sooner, and the first failure is enough");
 }

@@ -1,9 +1,9 @@
 //! Endpoints that their registry no longer lists, though their checks pass. A registry that forgot an instance, and one that
 //! lost many at once, look just like one from which they were taken; the instances themselves know better. So these stay
-//! in use for `health_check.linger`, or until their checks fail.
+//! in use for `health_check.linger`, or until a check or a request fails.
 
 use crate::{
-    cluster::{Endpoint, check::State},
+    cluster::{Endpoint, Live, check::State},
     config::HealthCheck,
     registry::Instance,
 };
@@ -21,14 +21,15 @@ pub struct Linger {
 }
 
 impl Linger {
-    /// What is to be in force after `before`: what is `listed`, and those of `before` that may stay.
+    /// What is to be in force after `before`: what is `listed`, and those of `before` that may stay. And how many of these
+    /// were listed until now.
     pub fn keep(
         &mut self,
         before: &[Arc<Endpoint>],
         listed: Arc<[Instance]>,
         check: Option<&HealthCheck>,
         now: Instant,
-    ) -> Arc<[Instance]> {
+    ) -> (Arc<[Instance]>, usize) {
         let addresses: HashSet<_> = listed.iter().map(|instance| &instance.address).collect();
         let (mut staying, mut until) = (Vec::new(), HashMap::new());
         for endpoint in before {
@@ -37,13 +38,16 @@ impl Linger {
             live.set_gone(gone);
             let Some(check) = check.filter(|_| gone && endpoint.is_usable()) else { continue };
             let end = self.until.get(&live.key).copied().unwrap_or(now + check.linger);
-            if now < end && live.checked().is_some_and(|checked| checked.state == State::Healthy) {
+            let passes = live.checked().is_some_and(|checked| checked.state == State::Healthy);
+            if now < end && passes && !has_failed(live) {
                 until.insert(live.key, end);
                 staying.push(endpoint.instance.clone());
             }
         }
+        let new = until.keys().filter(|key| !self.until.contains_key(key)).count();
         self.until = until;
-        if staying.is_empty() { listed } else { listed.iter().cloned().chain(staying).collect() }
+        let kept = if staying.is_empty() { listed } else { listed.iter().cloned().chain(staying).collect() };
+        (kept, new)
     }
 
     /// When the first of them has to go.
@@ -52,13 +56,19 @@ impl Linger {
     }
 }
 
+/// Whether a request has failed there, and none has succeeded since.
+pub fn has_failed(live: &Live) -> bool {
+    live.health.consecutive_failures() > 0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
         cluster::{
-            Live,
             check::{self, Failure, Layer},
+            endpoint::InFlight,
+            health::{Choice, Outcome},
         },
         registry::Address,
     };
@@ -101,7 +111,7 @@ mod tests {
         ];
         let (mut linger, mut before) = (Linger::default(), all.to_vec());
         let mut keep = |listed: Arc<[Instance]>| {
-            let kept = ports(&linger.keep(&before, listed, Some(&check), Instant::now()));
+            let kept = ports(&linger.keep(&before, listed, Some(&check), Instant::now()).0);
             before.retain(|endpoint| kept.contains(&endpoint.instance.address.port()));
             (kept, linger.end().map(|end| end - Instant::now()))
         };
@@ -123,22 +133,32 @@ mod tests {
         let check = HealthCheck::default();
         let all = [endpoint(1, &[true])];
         let mut linger = Linger::default();
-        linger.keep(&all, listed(&[]), Some(&check), Instant::now());
+        assert_eq!(linger.keep(&all, listed(&[]), Some(&check), Instant::now()).1, 1, "it is new");
+        assert_eq!(linger.keep(&all, listed(&[]), Some(&check), Instant::now()).1, 0);
         advance(20 * SECOND).await;
         // Its weight has changed, its address has not.
         let back = Instance { weight: 7, ..all[0].instance.clone() };
-        let kept = linger.keep(&all, Arc::from([back]), Some(&check), Instant::now());
+        let kept = linger.keep(&all, Arc::from([back]), Some(&check), Instant::now()).0;
         assert_eq!((kept.len(), kept[0].weight, linger.end()), (1, 7, None));
         linger.keep(&all, listed(&[]), Some(&check), Instant::now());
         assert_eq!(linger.end(), Some(Instant::now() + 30 * SECOND));
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_request_that_fails_is_enough() {
+        let (check, mut linger, all) = (HealthCheck::default(), Linger::default(), [endpoint(1, &[true])]);
+        assert_eq!(linger.keep(&all, listed(&[]), Some(&check), Instant::now()).0.len(), 1);
+        let mut request = InFlight::start(all[0].clone(), Choice::Available);
+        assert!(request.tell(Outcome::Failure, 5), "it is to be looked at");
+        assert!(linger.keep(&all, listed(&[]), Some(&check), Instant::now()).0.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn without_checks_nothing_stays() {
         let mut linger = Linger::default();
         let all = [endpoint(1, &[true])];
-        assert!(linger.keep(&all, listed(&[]), None, Instant::now()).is_empty());
+        assert!(linger.keep(&all, listed(&[]), None, Instant::now()).0.is_empty());
         let never = HealthCheck { linger: Duration::ZERO, ..HealthCheck::default() };
-        assert!(linger.keep(&all, listed(&[]), Some(&never), Instant::now()).is_empty());
+        assert!(linger.keep(&all, listed(&[]), Some(&never), Instant::now()).0.is_empty());
     }
 }

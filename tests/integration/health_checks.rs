@@ -296,3 +296,27 @@ async fn gone_and_passing_goes_when_its_time_is_over() {
     pillion.until_metric("pillion_endpoints", &["service=\"user-service\""], 1.0).await;
     assert_eq!(answers(&pillion, 10).await, ["stays"; 10]);
 }
+
+#[tokio::test]
+async fn one_that_is_gone_goes_at_the_first_request_that_fails_and_nobody_notices() {
+    // Their health is somewhere else, and stays good.
+    let health = Checked::start(true, "health").await;
+    let (stays, leaves) = (Checked::start(true, "stays").await, Checked::start(true, "leaves").await);
+    let check = service(&format!("http: /, port: {}, linger: 1h", health.address().port()), "");
+    let pillion = Setup::users([stays.address(), leaves.address()]).service(&check).start().await;
+    for address in [stays.address(), leaves.address()] {
+        until_state(&pillion, address, "healthy").await;
+    }
+    assert!(answers(&pillion, 10).await.contains(&"leaves".to_owned()));
+    pillion.write_instances(&format!("services: {{ user-service: [{}] }}", stays.address()));
+    let start = Instant::now();
+    while endpoint(&pillion, leaves.address()).await.unwrap()["gone"] != true {
+        assert!(start.elapsed() < PATIENCE, "the change is seen");
+        sleep(Duration::from_millis(5)).await;
+    }
+    let address = leaves.address();
+    drop(leaves);
+    assert_eq!(answers(&pillion, 10).await, ["stays"; 10]);
+    pillion.until_metric("pillion_endpoints", &["service=\"user-service\""], 1.0).await;
+    assert_eq!(endpoint(&pillion, address).await, None);
+}

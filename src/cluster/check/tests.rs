@@ -195,6 +195,78 @@ async fn an_http_check_asks_and_judges() {
     assert_eq!(asked(ok, HttpCheck { body: Some("is w".into()), ..get() }).await.0, Ok(()));
 }
 
+/// A server that speaks HTTP/2, with TLS if it has the settings, and answers everything with a body of two pieces.
+async fn http2_server(tls: Option<Arc<rustls::ServerConfig>>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            match &tls {
+                None => serve_http2(tcp).await,
+                Some(tls) => match tokio_rustls::TlsAcceptor::from(tls.clone()).accept(tcp).await {
+                    Ok(stream) => serve_http2(stream).await,
+                    Err(_) => continue,
+                },
+            }
+        }
+    });
+    address
+}
+
+async fn serve_http2(stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin) {
+    let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+    while let Some(Ok((request, mut respond))) = connection.accept().await {
+        assert_eq!(request.uri().authority().unwrap(), "user-service");
+        let mut body = respond.send_response(::http::Response::new(()), false).unwrap();
+        body.send_data("all is ".into(), false).unwrap();
+        body.send_data("well".into(), true).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn http2_is_spoken_where_the_endpoint_speaks_it() {
+    let mut endpoint = endpoint(&http2_server(None).await, &[]);
+    let settings = Settings { service: Service::default(), tls: None };
+    let check = |body: &str| HealthCheck {
+        http: Some(HttpCheck { body: Some(body.into()), ..HttpCheck::default() }),
+        ..HealthCheck::default()
+    };
+    assert!(perform("user-service", &endpoint, &settings, &check("is w")).await.is_err(), "it is no HTTP/1 server");
+    endpoint.instance.protocol = Some(Protocol::Http2);
+    assert_eq!(perform("user-service", &endpoint, &settings, &check("is w")).await, Ok(()));
+    let failure = perform("user-service", &endpoint, &settings, &check("ill")).await.unwrap_err();
+    assert_eq!(failure.to_string(), "HTTP: the body does not contain `ill`");
+}
+
+#[tokio::test]
+async fn the_tls_settings_of_the_service_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let [signed, other] = [(); 2].map(|()| rcgen::generate_simple_self_signed(["users.example".into()]).unwrap());
+    let trusting = |certificate: &rcgen::Certificate| {
+        let ca = dir.path().join("ca.pem");
+        std::fs::write(&ca, certificate.pem()).unwrap();
+        let tls = crate::config::Tls { ca: Some(ca), ..Default::default() };
+        let offering = |alpn: &[&str]| Arc::new(crate::net::tls::client_config(&tls, alpn).unwrap());
+        let upstream = crate::cluster::table::UpstreamTls {
+            http1: offering(&["http/1.1"]),
+            http2: offering(&["h2"]),
+            either: offering(&["h2", "http/1.1"]),
+            server_name: Some("users.example".into()),
+        };
+        Settings { service: Service { tls: Some(tls), ..Service::default() }, tls: Some(Arc::new(upstream)) }
+    };
+    let key = rustls::pki_types::PrivateKeyDer::try_from(signed.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let server = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let mut server = server.with_no_client_auth().with_single_cert(vec![signed.cert.der().clone()], key).unwrap();
+    server.alpn_protocols = vec![b"h2".to_vec()];
+    let endpoint = endpoint(&http2_server(Some(Arc::new(server))).await, &[]);
+    let check = HealthCheck { http: Some(HttpCheck::default()), ..HealthCheck::default() };
+    assert_eq!(perform("user-service", &endpoint, &trusting(&signed.cert), &check).await, Ok(()), "by ALPN");
+    let failure = perform("user-service", &endpoint, &trusting(&other.cert), &check).await.unwrap_err();
+    assert!(failure.to_string().starts_with("TLS: invalid peer certificate"), "{failure}");
+}
+
 #[tokio::test]
 async fn the_layer_that_failed_is_named() {
     let refused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();

@@ -43,8 +43,8 @@ pub struct HealthCheck {
     pub rise: u32,
     /// So many failed checks in a row make a healthy endpoint unhealthy. The very first check decides alone.
     pub fall: u32,
-    /// An endpoint that its registry no longer lists stays in use for so long, while its checks pass. At the first that
-    /// fails it is gone.
+    /// An endpoint that its registry no longer lists stays in use for so long, while its checks pass. At the first check or
+    /// request that fails it is gone.
     #[serde(with = "human")]
     #[schemars(with = "human::Text")]
     pub linger: Duration,

@@ -425,7 +425,8 @@ fn health_checks() {
     ] {
         let mut found = errors_of(&format!("{REGISTRY}{}", checked(check)));
         let mut expected = expected;
-        (found.sort(), expected.sort());
+        found.sort();
+        expected.sort();
         assert_eq!(found, expected, "{check}");
     }
 }
