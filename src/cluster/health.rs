@@ -226,8 +226,9 @@ impl Health {
         long
     }
 
-    /// Keeps it out until [`admit`](Self::admit), whatever its traffic may show.
+    /// Keeps it out until [`admit`](Self::admit), whatever its traffic may show. What it has shown is forgotten.
     pub(super) fn shut(&self, now: Instant) {
+        self.set_window(0, 0);
         self.changed.store(nanos(now), Relaxed);
         self.gate.store(SHUT, Relaxed);
     }
