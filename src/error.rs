@@ -1,7 +1,7 @@
 //! Why a request was not simply carried: whose fault it was, whether another try can help, and what the caller is told.
 
 use http::StatusCode;
-use std::{borrow::Cow, num::NonZeroU32, time::Duration};
+use std::{borrow::Cow, error::Error, num::NonZeroU32, time::Duration};
 
 /// Who would have to change something for the error to go away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -242,6 +242,15 @@ impl ProxyError {
         let seconds = u32::try_from(seconds).unwrap_or(u32::MAX).max(1);
         Self { retry_after: NonZeroU32::new(seconds), ..self }
     }
+}
+
+/// The innermost error: "connection refused" rather than "transport error".
+pub fn root_cause(error: &dyn Error) -> String {
+    let mut inner = error;
+    while let Some(source) = inner.source() {
+        inner = source;
+    }
+    inner.to_string()
 }
 
 #[cfg(test)]

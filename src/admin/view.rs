@@ -4,6 +4,7 @@
 use crate::{
     cluster::{
         self, Cluster, Endpoint,
+        check::{self, Checked},
         health::{Cause, Standing},
         table,
     },
@@ -136,7 +137,13 @@ pub struct EndpointDetail {
     pub protocol: Option<Protocol>,
     pub tls: Option<bool>,
     pub healthy: bool,
+    /// Whether its registry no longer lists it, and it stays in use only for as long as its checks pass, and not for long.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gone: bool,
     pub health: Health,
+    /// What active checks have shown, if there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checks: Option<Checks>,
     pub in_flight: u32,
     pub requests: u64,
     /// Those of them that failed: a 5xx other than 501, no response, one that broke off, or a gRPC status that says so.
@@ -161,6 +168,32 @@ pub struct Health {
     pub recent_requests: u32,
     /// The share of them that did not fail, from 0 to 1.
     pub recent_success_rate: Option<f64>,
+}
+
+/// What active checks have shown of an endpoint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Checks {
+    pub state: CheckState,
+    /// Why the last one failed, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+    /// Since the last one ended; `None` before there was one.
+    pub age_seconds: Option<f64>,
+    /// How long the last one took.
+    pub took_ms: Option<f64>,
+    pub next_in_seconds: f64,
+}
+
+/// As [`check::State`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CheckState {
+    /// Not checked yet.
+    Unknown,
+    Healthy,
+    /// Its last checks failed, and more have to for it to be unhealthy.
+    Suspect,
+    Unhealthy,
 }
 
 /// What an endpoint is at the moment.
@@ -279,7 +312,9 @@ impl EndpointDetail {
             protocol: instance.protocol,
             tls: instance.tls,
             healthy: instance.healthy,
+            gone: live.is_gone(),
             health: Health::new(instance, &live.health, now),
+            checks: live.checked().map(|checked| Checks::new(&checked, now)),
             in_flight: live.in_flight(),
             requests: live.requests(),
             failures: live.failures(),
@@ -313,6 +348,25 @@ impl Health {
             ejections: health.ejections(),
             recent_requests: requests,
             recent_success_rate: rate.map(thousandths),
+        }
+    }
+}
+
+impl Checks {
+    fn new(checked: &Checked, now: Instant) -> Self {
+        let last = checked.last.as_ref();
+        let seconds = |from: Instant, to: Instant| thousandths(to.saturating_duration_since(from).as_secs_f64());
+        Self {
+            state: match checked.state {
+                check::State::Unknown => CheckState::Unknown,
+                check::State::Healthy => CheckState::Healthy,
+                check::State::Suspect { .. } => CheckState::Suspect,
+                check::State::Unhealthy { .. } => CheckState::Unhealthy,
+            },
+            failure: last.and_then(|last| last.failure.as_ref()).map(ToString::to_string),
+            age_seconds: last.map(|last| seconds(last.at, now)),
+            took_ms: last.map(|last| thousandths(last.took.as_secs_f64() * 1000.0)),
+            next_in_seconds: seconds(now, checked.next),
         }
     }
 }

@@ -5,7 +5,7 @@ use super::{
     services::{some, source, state},
 };
 use crate::{
-    admin::view::{Condition, Detail, EndpointDetail, Health, Refused, State},
+    admin::view::{CheckState, Condition, Detail, EndpointDetail, Health, Refused, State},
     config::{self, Policy, human},
     error::Reason,
     registry::Protocol,
@@ -169,7 +169,7 @@ fn table(endpoints: &[EndpointDetail]) -> String {
         let labels = endpoint.labels.iter().map(|(name, value)| format!("{name}={value}"));
         table.row([
             endpoint.address.clone(),
-            condition(&endpoint.health),
+            condition(endpoint),
             endpoint.weight.to_string(),
             endpoint.in_flight.to_string(),
             endpoint.requests.to_string(),
@@ -189,17 +189,32 @@ fn place(address: &str) -> (bool, Option<(IpAddr, u16)>, String) {
     (ip.is_none(), ip, address.to_owned())
 }
 
-fn condition(Health { state, cause, probe_in_seconds, .. }: &Health) -> String {
+fn condition(EndpointDetail { health, checks, gone, .. }: &EndpointDetail) -> String {
+    let Health { state, cause, probe_in_seconds, .. } = health;
+    let failure = checks.as_ref().and_then(|checks| checks.failure.as_deref()).map_or("checks".into(), short);
+    let suspect = checks.as_ref().is_some_and(|checks| checks.state == CheckState::Suspect);
     let cause = cause.as_deref().unwrap_or_default().replace('_', " ");
     match (state, probe_in_seconds) {
+        (Condition::Available, _) if *gone => "available, gone from its registry".into(),
+        (Condition::Available, _) if suspect => format!("available, suspect ({failure})"),
         (Condition::Available, _) => "available".into(),
         (Condition::Ejected, Some(left)) if *left > 0.0 => format!("ejected ({cause}), probe in {left:.1}s"),
         (Condition::Ejected, _) => format!("ejected ({cause}), probe is due"),
         (Condition::Probing, _) => format!("probing ({cause})"),
-        (Condition::Unhealthy, _) => "unhealthy (checks)".into(),
+        (Condition::Unhealthy, _) => format!("unhealthy ({failure})"),
         (Condition::Withdrawn, _) => "unhealthy (registry)".into(),
         (Condition::NoWeight, _) => "no weight".into(),
     }
+}
+
+/// The whole of it is in `--json`.
+fn short(failure: &str) -> String {
+    const LONGEST: usize = 60;
+    let failure = printable(failure);
+    if failure.chars().count() <= LONGEST {
+        return failure;
+    }
+    failure.chars().take(LONGEST - 1).chain(['…']).collect()
 }
 
 /// What its registry says that it speaks.
@@ -228,7 +243,7 @@ mod tests {
     use crate::{
         admin::{
             tests::{embedded, naming, register, start},
-            view::{Limits, Settings, Source},
+            view::{Checks, Limits, Settings, Source},
         },
         cli::services::Services,
         config::Timeouts,
@@ -284,6 +299,8 @@ mod tests {
             protocol: None,
             tls: None,
             healthy: true,
+            gone: false,
+            checks: None,
             health: Health {
                 state: Condition::Available,
                 cause: None,
@@ -378,6 +395,28 @@ node-3:80       ejected (consecutive failures), probe in 1.2s     100          0
         let expected = "limits: 47 of 47 requests, adaptive from 10 to 200, 3 of 1024 waiting, 50 of 1024 connections, \
                         100 per second, 5 per second and x-caller";
         assert_eq!(limits(&detail).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_active_checks_found_is_in_the_state() {
+        let seen = |state, check, failure: &str| {
+            let failure = Some(failure.to_owned()).filter(|failure| !failure.is_empty());
+            let checks =
+                Checks { state: check, failure, age_seconds: Some(1.0), took_ms: Some(2.0), next_in_seconds: 3.0 };
+            EndpointDetail { health: health(state), checks: Some(checks), ..endpoint("a:1") }
+        };
+        let shown = |state, check, failure| condition(&seen(state, check, failure));
+        assert_eq!(
+            shown(Condition::Unhealthy, CheckState::Unhealthy, "HTTP: status 503; expected 200-399"),
+            "unhealthy (HTTP: status 503; expected 200-399)"
+        );
+        assert_eq!(shown(Condition::Unhealthy, CheckState::Unhealthy, ""), "unhealthy (checks)");
+        assert_eq!(shown(Condition::Available, CheckState::Suspect, "TCP: x"), "available, suspect (TCP: x)");
+        assert_eq!(shown(Condition::Available, CheckState::Healthy, ""), "available");
+        let long = shown(Condition::Unhealthy, CheckState::Unhealthy, &"é".repeat(100));
+        assert_eq!(long, format!("unhealthy ({}…)", "é".repeat(59)));
+        let gone = EndpointDetail { gone: true, ..seen(Condition::Available, CheckState::Healthy, "") };
+        assert_eq!(condition(&gone), "available, gone from its registry");
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! One address of a service and what is known about it from its traffic.
 
-use super::health::{Choice, Health, Outcome};
+use super::{
+    check::Checked,
+    health::{Choice, Health, Outcome},
+};
 use crate::registry::Instance;
+use arc_swap::ArcSwapOption;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -43,6 +47,10 @@ pub struct Live {
     abandoned: AtomicU64,
     latency: PeakEwma,
     pub health: Health,
+    /// What active checks have shown, if there are any.
+    checked: ArcSwapOption<Checked>,
+    /// Whether its registry no longer lists it.
+    gone: AtomicBool,
 }
 
 impl Live {
@@ -57,7 +65,27 @@ impl Live {
             abandoned: AtomicU64::new(0),
             latency: PeakEwma::new(start),
             health: Health::default(),
+            checked: ArcSwapOption::empty(),
+            gone: AtomicBool::new(false),
         }
+    }
+
+    /// What active checks have shown; `None` while there are none.
+    pub fn checked(&self) -> Option<Arc<Checked>> {
+        self.checked.load_full()
+    }
+
+    pub(super) fn set_checked(&self, checked: Option<Checked>) {
+        self.checked.store(checked.map(Arc::new));
+    }
+
+    /// Whether its registry no longer lists it, and it stays in use only because its checks pass.
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Relaxed)
+    }
+
+    pub fn set_gone(&self, gone: bool) {
+        self.gone.store(gone, Relaxed);
     }
 
     pub fn in_flight(&self) -> u32 {
@@ -149,7 +177,8 @@ impl InFlight {
         if outcome == Outcome::Failure {
             live.failures.fetch_add(1, Relaxed);
         }
-        live.health.report(outcome, self.choice, limit)
+        // Where its registry says that it is gone, one failure is enough to believe it.
+        live.health.report(outcome, self.choice, limit) || (outcome == Outcome::Failure && live.is_gone())
     }
 }
 

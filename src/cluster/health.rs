@@ -107,6 +107,11 @@ impl Health {
         self.gate.load(Relaxed) == OPEN
     }
 
+    /// Whether active checks keep it out.
+    pub fn is_shut(&self) -> bool {
+        self.gate.load(Relaxed) == SHUT
+    }
+
     /// Takes the one probe, if the ejection is over and nobody else has it.
     pub fn take_probe(&self, now: Instant) -> bool {
         let until = self.gate.load(Relaxed);
@@ -219,6 +224,13 @@ impl Health {
         self.ejections.fetch_add(1, Relaxed);
         self.gate.store(nanos(now + long), Relaxed);
         long
+    }
+
+    /// Keeps it out until [`admit`](Self::admit), whatever its traffic may show. What it has shown is forgotten.
+    pub(super) fn shut(&self, now: Instant) {
+        self.set_window(0, 0);
+        self.changed.store(nanos(now), Relaxed);
+        self.gate.store(SHUT, Relaxed);
     }
 
     /// Lets it in again.

@@ -3,6 +3,8 @@
 pub mod balance;
 mod bucket;
 pub mod budget;
+pub mod check;
+pub mod connect;
 pub mod endpoint;
 pub mod health;
 pub mod latencies;

@@ -46,8 +46,9 @@ impl Detector {
     pub fn tick(&mut self, endpoints: &[Arc<Endpoint>], service: &Service, now: Instant) -> Vec<Change> {
         let each = unique(endpoints);
         let mut before = std::mem::take(&mut self.windows);
-        // Those that nobody calls cost nothing.
-        for live in each.iter().map(|endpoint| &endpoint.live).filter(|live| live.requests() > 0) {
+        // Those that nobody calls cost nothing; those that failed their checks begin anew when they pass.
+        let counts = |live: &&Arc<Live>| live.requests() > 0 && !live.health.is_shut();
+        for live in each.iter().map(|endpoint| &endpoint.live).filter(counts) {
             let mut window = before.remove(&live.key).unwrap_or_else(|| Window::new(live));
             window.turn(live);
             live.health.set_window(window.requests(), window.failures());

@@ -81,6 +81,24 @@ async fn five_failures_in_a_row_eject_and_one_good_probe_lets_in_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_that_active_checks_kept_out_begins_anew() {
+    let (mut detector, all) = (Detector::default(), endpoints(5));
+    requests(&all[0], 30, 10);
+    let health = &all[0].live.health;
+    health.shut(Instant::now());
+    assert!(detector.tick(&all, &service(), Instant::now()).is_empty());
+    // A request that is all that is left for a retry opens nothing: the checks do.
+    request(&all[0], Choice::LastResort, Outcome::Success);
+    assert!(detector.review(&all, &service(), Instant::now()).is_empty());
+    assert_eq!((health.standing(Instant::now()), health.window()), (Standing::Unhealthy, None));
+    health.admit(Instant::now());
+    assert!(detector.tick(&all, &service(), Instant::now()).is_empty(), "a quarter failed, before");
+    assert!(health.is_available());
+    requests(&all[0], 30, 10);
+    assert_eq!(ejected(&detector.tick(&all, &service(), Instant::now())), [("0", Cause::FailurePercent)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn each_failed_probe_doubles_the_time_up_to_the_limit_and_calm_forgives() {
     let (mut detector, all) = (Detector::default(), endpoints(5));
     five_failures(&all[0]);

@@ -84,7 +84,7 @@ pub struct Cluster {
     pub since: Instant,
     pub retries: Arc<Budget>,
     pub limits: Arc<Limits>,
-    /// Wakes requests that wait for the first answer.
+    /// Wakes requests that wait for the first answer, and whoever checks endpoints.
     published: watch::Sender<u64>,
     /// Set by each request, taken by discovery now and then, to know which services are idle.
     used: AtomicBool,
@@ -160,6 +160,11 @@ impl Cluster {
         self.snapshot.load()
     }
 
+    /// Hears of each change of what is in force, and of endpoints that are gone though they stay in use.
+    pub fn published(&self) -> watch::Receiver<u64> {
+        self.published.subscribe()
+    }
+
     /// Waits until a source has answered, or has had `timeout` for it since the service is followed: while the registries
     /// are down, only the first requests wait.
     pub async fn first_answer(&self, timeout: Duration) -> Guard<Arc<Snapshot>> {
@@ -194,8 +199,13 @@ impl Cluster {
         self.snapshot.store(Arc::new(Snapshot::new(settings.clone(), endpoints, state)));
         self.metrics.table_swaps.inc();
         self.recount();
-        self.published.send_modify(|count| *count += 1);
+        self.announce();
         true
+    }
+
+    /// Wakes those who wait for changes.
+    pub fn announce(&self) {
+        self.published.send_modify(|count| *count += 1);
     }
 
     /// Counts anew who is available.

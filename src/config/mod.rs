@@ -7,6 +7,7 @@ mod de;
 mod duration;
 mod env;
 mod error;
+mod health_check;
 mod layers;
 mod load;
 mod log_level;

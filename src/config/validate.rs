@@ -1,5 +1,6 @@
 //! What the types alone cannot hold: names that must exist, addresses that must differ, ranges, files.
 
+mod health_check;
 mod limits;
 
 use super::{
@@ -356,6 +357,9 @@ impl<'t> Check<'_, 't> {
             self.hedge(&spot.key("hedge"), hedge);
         }
         self.ejection(spot, &service.breaker, &service.outlier);
+        if let Some(check) = &service.health_check {
+            self.health_check(&spot.key("health_check"), check);
+        }
         self.range(&spot.key("panic_threshold"), service.panic_threshold, 0, 100);
         let at = spot.key("pool");
         let Pool { max_idle, idle_timeout, max_age } = service.pool;

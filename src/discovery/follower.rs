@@ -1,6 +1,10 @@
 //! Follows one service in its sources and publishes what is in force.
 
-use super::settings::SettingsFor;
+use super::{
+    checker::Checker,
+    linger::{self, Linger},
+    settings::SettingsFor,
+};
 use crate::{
     cluster::{
         Cluster,
@@ -13,7 +17,7 @@ use crate::{
 use futures_util::future::{join_all, select_all};
 use std::{future::pending, sync::Arc, time::Duration};
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Notify, Semaphore, mpsc, oneshot, watch},
     task::JoinHandle,
     time::{Instant, sleep_until},
 };
@@ -25,6 +29,8 @@ pub struct Follower {
     sources: Vec<Source>,
     coalesce: Duration,
     detector: Detector,
+    /// Rings when an endpoint that is gone may have to go now.
+    worse: Arc<Notify>,
     /// How many looks in a row found that nobody had asked for it.
     idle_looks: u32,
     orders: mpsc::UnboundedSender<Change>,
@@ -58,6 +64,7 @@ impl Follower {
         sources: Vec<Arc<dyn Registry>>,
         telemetry: &Telemetry,
         coalesce: Duration,
+        checks: Arc<Semaphore>,
     ) -> Self {
         let (mut seen, mut follows, mut counted) = (Vec::new(), Vec::new(), Vec::new());
         for registry in sources {
@@ -69,6 +76,7 @@ impl Follower {
             seen.push(Source { registry, observed });
         }
         let (orders, changes) = mpsc::unbounded_channel();
+        let worse = Arc::<Notify>::default();
         let mut publisher = Publisher {
             cluster: cluster.clone(),
             settings: settings.clone(),
@@ -78,13 +86,17 @@ impl Follower {
             failing: vec![false; seen.len()],
             known: cluster.load().state == State::Known,
             heard: false,
+            linger: Linger::default(),
+            worse: worse.clone(),
         };
         // So that the settings are in force at once, whenever the sources may answer.
         publisher.publish();
+        let checker = Checker::new(cluster.clone(), checks, worse.clone());
         let task = tokio::spawn(async move {
-            tokio::join!(join_all(follows), publisher.run(coalesce, changes));
+            tokio::join!(join_all(follows), publisher.run(coalesce, changes), checker.run());
         });
-        Self { cluster, settings, sources: seen, coalesce, detector: Detector::default(), idle_looks: 0, orders, task }
+        let detector = Detector::default();
+        Self { cluster, settings, sources: seen, coalesce, detector, worse, idle_looks: 0, orders, task }
     }
 
     /// Takes over other settings, if they ask the same of the same sources; else it has to be started afresh. The
@@ -139,6 +151,9 @@ impl Follower {
         }
         if !changes.is_empty() {
             self.cluster.recount();
+        }
+        if asked && endpoints.iter().any(|endpoint| endpoint.live.is_gone() && linger::has_failed(&endpoint.live)) {
+            self.worse.notify_one();
         }
     }
 
@@ -225,10 +240,13 @@ struct Publisher {
     known: bool,
     /// Whether an answer of these sources has been in force.
     heard: bool,
+    linger: Linger,
+    worse: Arc<Notify>,
 }
 
 impl Publisher {
     async fn run(mut self, coalesce: Duration, mut changes: mpsc::UnboundedReceiver<Change>) {
+        let worse = self.worse.clone();
         let mut quiet_until = Instant::now();
         loop {
             let news = async {
@@ -236,15 +254,23 @@ impl Publisher {
                 sleep_until(quiet_until).await;
                 changed(&mut self.sources).await;
             };
+            let lingering = self.linger.end();
+            let leaves = async {
+                match lingering {
+                    Some(end) => tokio::select! {
+                        () = sleep_until(end) => {}
+                        () = worse.notified() => {}
+                    },
+                    None => pending().await,
+                }
+            };
             tokio::select! {
                 () = news => {
-                    if self.publish() {
+                    if self.publish_and_tell() {
                         quiet_until = Instant::now() + coalesce;
-                        let set = self.cluster.load();
-                        let (instances, state) = (set.endpoints.len(), set.state);
-                        tracing::info!(service = %self.cluster.name, instances, ?state, "endpoints changed");
                     }
                 }
+                () = leaves => drop(self.publish_and_tell()),
                 Some((settings, done)) = changes.recv() => {
                     self.settings = settings;
                     self.publish();
@@ -254,24 +280,44 @@ impl Publisher {
         }
     }
 
+    fn publish_and_tell(&mut self) -> bool {
+        let published = self.publish();
+        if published {
+            let set = self.cluster.load();
+            let (instances, state) = (set.endpoints.len(), set.state);
+            tracing::info!(service = %self.cluster.name, instances, ?state, "endpoints changed");
+        }
+        published
+    }
+
     fn publish(&mut self) -> bool {
         let seen: Vec<Observation> = self.sources.iter_mut().map(|source| source.borrow_and_update().clone()).collect();
         self.count_failures(&seen);
-        let (mut instances, mut state) = in_force(&seen, self.known || self.settings.pinned, self.heard);
+        let (listed, mut state) = in_force(&seen, self.known || self.settings.pinned, self.heard);
         self.heard |= state != State::Pending;
-        if state == State::Pending {
+        let before = self.cluster.load();
+        let (instances, gone): (Arc<[Instance]>, usize) = if state == State::Pending {
             // Nothing was heard yet. What there was before stays, under the settings of now.
-            let before = self.cluster.load();
-            instances = before.endpoints.iter().map(|endpoint| endpoint.instance.clone()).collect();
             state = before.state;
-        }
+            (before.endpoints.iter().map(|endpoint| endpoint.instance.clone()).collect(), 0)
+        } else {
+            let check = self.settings.settings.service.health_check.as_ref();
+            self.linger.keep(&before.endpoints, listed.clone(), check, Instant::now())
+        };
+        drop(before);
         self.known |= !instances.is_empty();
         if let Err(error) = self.settings.with_tls_for(&instances) {
             tracing::error!(service = %self.cluster.name, %error, "instances that want TLS cannot be used");
         }
         let published = self.cluster.publish(&self.settings.settings, &instances, state);
+        if gone > 0 {
+            let service = &self.cluster.name;
+            tracing::info!(%service, gone, "endpoints that are no longer listed stay in use while their checks pass");
+            // The set may be the same.
+            self.cluster.announce();
+        }
         for (observed, counted) in seen.iter().zip(&self.counted).filter(|_| published) {
-            if observed.instances.as_ref().is_some_and(|own| Arc::ptr_eq(own, &instances)) {
+            if observed.instances.as_ref().is_some_and(|own| Arc::ptr_eq(own, &listed)) {
                 counted.changes.inc();
             }
         }

@@ -49,11 +49,16 @@ pub fn telemetry() -> Telemetry {
 }
 
 fn start(sources: Vec<Arc<dyn Registry>>, pinned: bool) -> Follower {
+    start_with(Service::default(), sources, pinned)
+}
+
+fn start_with(service: Service, sources: Vec<Arc<dyn Registry>>, pinned: bool) -> Follower {
     let telemetry = telemetry();
-    let settings = Arc::new(Settings { service: Service::default(), tls: None });
+    let settings = Arc::new(Settings { service, tls: None });
     let cluster = Arc::new(Cluster::new("s", settings.clone(), telemetry.metrics.service("s"), Arc::default()));
     let settings = SettingsFor { settings, sources: Vec::new(), registered_as: "s".into(), pinned };
-    Follower::start(cluster, settings, sources, &telemetry, Duration::from_millis(100))
+    let checks = Arc::new(Semaphore::new(1));
+    Follower::start(cluster, settings, sources, &telemetry, Duration::from_millis(100), checks)
 }
 
 pub fn instance(port: u16) -> Instance {
@@ -189,4 +194,39 @@ async fn the_first_answer_is_not_gathered() {
     sink.set(vec![instance(1)]);
     follower.cluster().first_answer(Duration::from_secs(1)).await;
     assert_eq!((ports(&follower), asked.elapsed()), (vec![1], Duration::ZERO));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_gone_stays_while_its_checks_pass_and_for_its_time() {
+    let here =
+        [std::net::TcpListener::bind("127.0.0.1:0").unwrap(), std::net::TcpListener::bind("127.0.0.1:0").unwrap()];
+    let instances = here.each_ref().map(|socket| {
+        let address = crate::registry::Address::Ip(socket.local_addr().unwrap());
+        Instance::new(address.to_string(), address)
+    });
+    let [stays, leaves] = instances.each_ref().map(|instance| instance.address.port());
+    let service = Service { health_check: Some(crate::config::HealthCheck::default()), ..Service::default() };
+    let (registry, mut sinks) = scripted("r");
+    let follower = start_with(service, vec![registry], false);
+    let sink = sinks.recv().await.unwrap();
+    sink.set(instances.to_vec());
+    settle().await;
+    sink.set(vec![instances[0].clone()]);
+    settle().await;
+    assert_eq!(ports(&follower), [stays, leaves]);
+    assert!(follower.cluster().load().endpoints[1].live.is_gone());
+    sleep(Duration::from_secs(29)).await;
+    assert_eq!(ports(&follower), [stays, leaves]);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(ports(&follower), [stays], "its time is over");
+    // Once more, and this time it stops listening.
+    sink.set(instances.to_vec());
+    settle().await;
+    sink.set(vec![instances[0].clone()]);
+    settle().await;
+    assert_eq!(ports(&follower), [stays, leaves]);
+    let [_here, left] = here;
+    drop(left);
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(ports(&follower), [stays], "it is checked sooner, and the first failure is enough");
 }

@@ -1,7 +1,9 @@
 //! Keeps the table in step with the registries: a follower per service, started on the first request for it or because
 //! the config names it, dropped when nobody asks for it any more.
 
+mod checker;
 mod follower;
+mod linger;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -28,7 +30,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{Notify, mpsc, oneshot},
+    sync::{Notify, Semaphore, mpsc, oneshot},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
@@ -122,6 +124,8 @@ pub struct Discovery {
     orders: mpsc::UnboundedReceiver<Order>,
     /// Rings when requests saw something that may change which endpoints are available.
     bell: Arc<Notify>,
+    /// For checks of endpoints, those of all services together.
+    checks: Arc<Semaphore>,
 }
 
 impl Discovery {
@@ -143,6 +147,7 @@ impl Discovery {
             first_answer,
             orders,
             bell: Arc::default(),
+            checks: Arc::new(Semaphore::new(checker::AT_ONE_TIME)),
         };
         let settings = SettingsFor::all(&config)?;
         discovery.apply(settings);
@@ -232,7 +237,8 @@ impl Discovery {
             Arc::new(Cluster::new(service, settings.settings.clone(), metrics, self.bell.clone()))
         });
         let (sources, coalesce) = (self.sources(&settings), self.config.discovery.coalesce);
-        let follower = Follower::start(cluster.clone(), settings, sources, &self.telemetry, coalesce);
+        let checks = self.checks.clone();
+        let follower = Follower::start(cluster.clone(), settings, sources, &self.telemetry, coalesce, checks);
         self.followers.insert(service.into(), follower);
         self.table.insert(cluster.clone());
         cluster

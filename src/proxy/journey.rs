@@ -2,7 +2,6 @@
 
 use super::{
     body::Body,
-    connect::ConnectError,
     h1, h2, headers,
     http::{Interim, Proxy},
     pool::Lease,
@@ -16,6 +15,7 @@ use crate::{
     cluster::{
         Cluster, Endpoint, Snapshot,
         budget::Grant,
+        connect::ConnectError,
         endpoint::InFlight,
         health::{Choice, Outcome},
     },
@@ -257,7 +257,14 @@ impl Destination<'_> {
 fn no_endpoints(snapshot: &Snapshot) -> ProxyError {
     let detail = match snapshot.endpoints.len() {
         0 => "the service has no endpoints".to_owned(),
-        count => format!("none of the service's {count} endpoints can take requests"),
+        count => {
+            let health = snapshot.endpoints.iter().map(|endpoint| &endpoint.live.health);
+            let why = match health.filter(|health| health.is_shut()).count() {
+                0 => String::new(),
+                unhealthy => format!("; {unhealthy} fail their health checks"),
+            };
+            format!("none of the service's {count} endpoints can take requests{why}")
+        }
     };
     ProxyError::new(Reason::NoEndpoints, detail)
 }

@@ -2,7 +2,6 @@
 
 pub mod admission;
 pub mod body;
-pub mod connect;
 pub mod h1;
 pub mod h2;
 pub mod header_maps;

@@ -3,13 +3,11 @@
 //! HTTP/1.1: the one used last is taken first, so that surplus ones grow idle and are closed. HTTP/2: one connection per
 //! endpoint, opened once however many requests wait for it; a further one only when all its streams are in use.
 
-use super::{
-    connect::{ConnectError, connect},
-    h2,
-};
+use super::h2;
 use crate::{
     cluster::{
         Cluster, Endpoint, Live,
+        connect::{ConnectError, connect},
         limit::{Connected, Limits},
         table::Settings,
     },

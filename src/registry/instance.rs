@@ -84,6 +84,14 @@ impl Address {
             Self::Name { port, .. } => *port,
         }
     }
+
+    /// The same host, at another port.
+    pub fn with_port(&self, port: u16) -> Self {
+        match self {
+            Self::Ip(address) => Self::Ip(SocketAddr::new(address.ip(), port)),
+            Self::Name { host, .. } => Self::Name { host: host.clone(), port },
+        }
+    }
 }
 
 impl FromStr for Address {

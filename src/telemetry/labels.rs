@@ -42,6 +42,13 @@ pub enum EndpointState {
     Unhealthy,
 }
 
+/// What came of an active check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckResult {
+    Passed,
+    Failed,
+}
+
 impl EndpointState {
     pub const COUNT: usize = 4;
 }
@@ -62,5 +69,6 @@ pub const WORDS: Words = Words {
     pool_closed: &["idle", "age", "full", "peer", "used", "removed"],
     refused: &["limit", "accept_error"],
     endpoints: &["available", "unavailable", "ejected", "unhealthy"],
+    health_checks: &["passed", "failed"],
     ejections: &["consecutive_failures", "failure_percent", "outlier", "no_success"],
 };

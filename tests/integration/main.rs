@@ -7,6 +7,7 @@ mod e2e;
 mod ejection;
 #[cfg(feature = "real-servers")]
 mod following;
+mod health_checks;
 mod hedging;
 mod http1;
 mod http1_bodies;

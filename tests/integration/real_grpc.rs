@@ -133,3 +133,15 @@ async fn a_server_s_limit_of_streams_is_kept_with_more_connections() {
     let opened = pillion.metric("pillion_pool_opened_total", &[]).await;
     assert!((5.0..=6.0).contains(&opened), "{opened}");
 }
+
+#[tokio::test]
+async fn the_health_of_a_grpc_server_is_checked() {
+    let servers = servers(1, &[]).await;
+    for (service, passed, failed) in [("\"\"", true, false), ("no.Such", false, true)] {
+        let check = format!("user-service: {{ health_check: {{ grpc: {{ service: {service} }}, interval: 50ms }} }}");
+        let pillion = started(&servers, &check).await;
+        let count = async |result: &str| pillion.metric("pillion_health_checks_total", &[result]).await > 0.0;
+        crate::servers::eventually("a check", async || count("passed").await || count("failed").await).await;
+        assert_eq!((count("passed").await, count("failed").await), (passed, failed), "{service}");
+    }
+}

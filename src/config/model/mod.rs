@@ -1,6 +1,7 @@
 //! The shape of the config file. Every field's doc comment appears in the JSON Schema; every default is stated here.
 
 mod discovery;
+mod health_check;
 mod hedge;
 mod limits;
 mod listener;
@@ -13,6 +14,7 @@ mod service;
 mod tls;
 
 pub use discovery::Discovery;
+pub use health_check::{GrpcCheck, HealthCheck, HttpCheck, StatusRange};
 pub use hedge::Hedge;
 pub use limits::{AdaptiveLimit, CallerRate, Limits, RateLimit};
 pub use listener::{Listener, ListenerLimits, ListenerProtocol};

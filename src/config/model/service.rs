@@ -1,6 +1,6 @@
 //! How requests for a service are carried.
 
-use super::{super::human, Breaker, Hedge, Limits, Outlier, Retry, Tls};
+use super::{super::human, Breaker, HealthCheck, Hedge, Limits, Outlier, Retry, Tls};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -30,6 +30,9 @@ pub struct Service {
     pub hedge: Option<Hedge>,
     pub breaker: Breaker,
     pub outlier: Outlier,
+    /// Checks of pillion's own. Without it there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
     /// With fewer available endpoints than this, in percent, all are used, those that are not available too: better a
     /// chance with each than the whole load on the few. 0 means never.
     pub panic_threshold: u32,
@@ -122,6 +125,7 @@ impl Default for Service {
             hedge: None,
             breaker: Breaker::default(),
             outlier: Outlier::default(),
+            health_check: None,
             panic_threshold: 50,
             pool: Pool::default(),
             limits: Limits::default(),

@@ -370,6 +370,68 @@ fn registries_and_tls() {
 }
 
 #[test]
+fn health_checks() {
+    let checked = |check: &str| format!("services: {{ a: {{ health_check: {check} }} }}");
+    let place = "services.a.health_check";
+    for (check, expected) in [
+        ("/health", vec![format!("2:32: {place}: found `/health`; expected a map")]),
+        ("{ http: health }", vec![format!("2:40: {place}.http: found `health`; expected a path, like `/health`")]),
+        ("{ http: [] }", vec![format!("2:40: {place}.http: found a list; expected a path, like `/health`, or a map")]),
+        (
+            "{ http: { path: x, status: 200 } }",
+            vec![
+                format!("2:48: {place}.http.path: found `x`; expected a path, like `/health`"),
+                format!(
+                    "2:51: {place}.http.status: unknown key; did you mean `statuses`? \
+                     known here: `path`, `host`, `method`, `statuses`, `body`"
+                ),
+            ],
+        ),
+        (
+            "{ http: { statuses: [200, 99, 300-200, 2xx] } }",
+            ["2:58: S[1]: found `99`", "2:62: S[2]: found `300-200`", "2:71: S[3]: found `2xx`"]
+                .map(|found| {
+                    let found = found.replace('S', &format!("{place}.http.statuses"));
+                    format!("{found}; expected a status or a range of them, like `204` or `200-399`")
+                })
+                .to_vec(),
+        ),
+        (
+            "{ http: { statuses: [] } }",
+            vec![format!(
+                "2:52: {place}.http.statuses: the list is empty; expected at least one status or range, like `200-399`"
+            )],
+        ),
+        (
+            "{ http: { method: HEAD, body: ok, host: a b } }",
+            vec![
+                format!("2:62: {place}.http.body: a response to `HEAD` has no body that could contain it"),
+                format!("2:72: {place}.http.host: found `a b`; expected a host, like `users.example`"),
+            ],
+        ),
+        (
+            "{ http: { method: CONNECT } }",
+            vec![format!("2:50: {place}.http.method: found `CONNECT`; expected a method, like `GET`")],
+        ),
+        ("{ grpc: x }", vec![format!("2:40: {place}.grpc: found `x`; expected a map")]),
+        (
+            "{ rise: 0, interval: 1ms, port: 0 }",
+            vec![
+                format!("2:40: {place}.rise: found `0`; expected a number from 1 to 100"),
+                format!("2:53: {place}.interval: found `1ms`; expected at least `10ms`"),
+                format!("2:64: {place}.port: found `0`; expected a whole number from 1 to 65535"),
+            ],
+        ),
+    ] {
+        let mut found = errors_of(&format!("{REGISTRY}{}", checked(check)));
+        let mut expected = expected;
+        found.sort();
+        expected.sort();
+        assert_eq!(found, expected, "{check}");
+    }
+}
+
+#[test]
 fn a_file_that_is_wholly_wrong_is_given_up_after_a_hundred() {
     let text: String = (0..1000).map(|n| format!("key{n}: 1\n")).collect();
     let shown = super::load_text(&text).unwrap_err();

@@ -69,6 +69,29 @@ log: { level: 'info,pillion=debug', format: json }
 }
 
 #[test]
+fn health_checks_survive_in_their_short_form_and_in_full() {
+    let text = format!(
+        "{REGISTRY}defaults: {{ health_check: {{ http: /health, interval: 2s }} }}
+services:
+  a: {{ health_check: null }}
+  b: {{ health_check: {{ http: {{ method: POST, statuses: [204, 200-299], body: ok }}, port: 81 }} }}
+  c: {{ health_check: {{ http: null, grpc: {{}} }} }}
+  d: {{}}
+"
+    );
+    let config = load_text(&text).unwrap().config;
+    round_trip(&config);
+    let check = |service: &str| config.services[service].health_check.clone();
+    assert!(check("a").is_none() && check("c").unwrap().http.is_none() && check("c").unwrap().grpc.is_some());
+    assert_eq!(check("d").unwrap().http.unwrap().path, "/health");
+    let statuses: Vec<_> = check("b").unwrap().http.unwrap().statuses.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        (statuses, check("b").unwrap().interval),
+        (vec!["204".into(), "200-299".into()], Duration::from_secs(2))
+    );
+}
+
+#[test]
 fn secrets_are_masked() {
     let text = "registries: { e: { kind: etcd, user: u, password: hunter2 }, c: { kind: consul, token: hunter2 } }";
     let loaded = load_text(text).unwrap();

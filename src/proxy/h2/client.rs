@@ -8,13 +8,12 @@ use super::{
     recv::RecvBody,
 };
 use crate::{
-    cluster::limit::Connected,
+    cluster::{connect::ConnectError, limit::Connected},
     config::Pool,
     error::{ProxyError, Reason},
     net::io::{H2Io, Stream},
     proxy::{
         body::Body,
-        connect::ConnectError,
         headers,
         http::Interim,
         journey::{SendFailure, Sent},

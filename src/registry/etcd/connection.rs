@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     config::{Secret, Tls},
+    error::root_cause,
     net::tls,
     registry::RegistryError,
 };
@@ -21,7 +22,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::{
-    error::Error,
+    error::Error as _,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -291,15 +292,6 @@ fn with_metadata<T>(message: T, token: Option<Token>) -> tonic::Request<T> {
         request.metadata_mut().insert("token", token);
     }
     request
-}
-
-/// The innermost error: "connection refused" rather than "transport error".
-fn root_cause(error: &dyn Error) -> String {
-    let mut inner = error;
-    while let Some(source) = inner.source() {
-        inner = source;
-    }
-    inner.to_string()
 }
 
 async fn handshake<I>(io: I) -> Result<Opened, String>

@@ -37,6 +37,7 @@ families! {
     PoolConnectFailures COUNTER "pillion_pool_connect_failures_total" "Connections to upstreams that could not be opened."
     Endpoints GAUGE "pillion_endpoints" "Endpoints, by state."
     Ejections COUNTER "pillion_ejections_total" "Endpoints kept out because of what their traffic showed, by cause."
+    HealthChecks COUNTER "pillion_health_checks_total" "Active checks of endpoints, by result."
     Panic GAUGE "pillion_panic" "1 while so few endpoints are available that all are used."
     TableSwaps COUNTER "pillion_table_swaps_total" "New sets of endpoints put in use."
     DiscoveryAge GAUGE "pillion_discovery_age_seconds" "Time since the source last confirmed its set of instances."

@@ -34,6 +34,8 @@ pub struct Words {
     pub refused: &'static [&'static str],
     /// `state` of `pillion_endpoints`.
     pub endpoints: &'static [&'static str],
+    /// `result` of `pillion_health_checks_total`.
+    pub health_checks: &'static [&'static str],
     /// `cause` of `pillion_ejections_total`.
     pub ejections: &'static [&'static str],
 }
@@ -83,6 +85,7 @@ pub struct ServiceMetrics {
     /// Endpoints by state: [`Tally::set`].
     pub endpoints: Tally,
     pub ejections: Tally,
+    pub health_checks: Tally,
     /// 1 while so few endpoints are available that all are used.
     pub panicking: Gauge,
     pub table_swaps: Counter,
@@ -157,6 +160,7 @@ impl Metrics {
                 },
                 endpoints: Tally::new(self.words.endpoints),
                 ejections: Tally::new(self.words.ejections),
+                health_checks: Tally::new(self.words.health_checks),
                 panicking: Gauge::default(),
                 table_swaps: Counter::default(),
             },
@@ -263,6 +267,7 @@ impl ServiceMetrics {
             (Family::PoolClosed, "reason", &self.pool.closed),
             (Family::Endpoints, "state", &self.endpoints),
             (Family::Ejections, "cause", &self.ejections),
+            (Family::HealthChecks, "result", &self.health_checks),
         ] {
             // Those at 0, too: a rate over a series that starts at 1 would miss the first event.
             for (word, count) in tally.each() {

@@ -9,6 +9,7 @@ const WORDS: Words = Words {
     refused: &["limit"],
     endpoints: &["ready", "ejected"],
     ejections: &["outlier"],
+    health_checks: &["passed", "failed"],
 };
 
 const OPEN: Option<&str> = Some("application/openmetrics-text;version=1.0.0");

@@ -1,10 +1,13 @@
 //! Opening a connection to an upstream.
 
+use super::{
+    Endpoint,
+    table::{Settings, UpstreamTls},
+};
 use crate::{
-    cluster::{Endpoint, table::Settings},
     error::Reason,
     net::io::Stream,
-    registry::{Address, Protocol},
+    registry::{Address, Instance, Protocol},
 };
 use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
@@ -65,12 +68,26 @@ async fn open(
     settings: &Settings,
     wanted: Option<Protocol>,
 ) -> Result<(Stream, Protocol), ConnectError> {
-    let tls = match settings.wants_tls(&endpoint.instance) {
-        false => None,
+    let address = &endpoint.instance.address;
+    let tls = tls_for(&endpoint.instance, settings)?;
+    let tcp = open_tcp(address).await?;
+    match tls {
+        Some(tls) => open_tls(tcp, address, tls, wanted).await,
+        None => Ok((Stream::Tcp(tcp), wanted.unwrap_or(Protocol::Http1))),
+    }
+}
+
+/// The settings for TLS to `instance`; `None` if it is spoken to in plain text.
+pub fn tls_for<'s>(instance: &Instance, settings: &'s Settings) -> Result<Option<&'s UpstreamTls>, ConnectError> {
+    match settings.wants_tls(instance) {
+        false => Ok(None),
         // Never in plain text instead.
-        true => Some(settings.tls.as_ref().ok_or(ConnectError::NoAuthorities)?),
-    };
-    let tcp = match &endpoint.instance.address {
+        true => settings.tls.as_deref().map(Some).ok_or(ConnectError::NoAuthorities),
+    }
+}
+
+pub async fn open_tcp(address: &Address) -> Result<TcpStream, ConnectError> {
+    let tcp = match address {
         Address::Ip(address) => TcpStream::connect(address).await,
         Address::Name { host, port } => TcpStream::connect((host.as_str(), *port)).await,
     };
@@ -78,8 +95,17 @@ async fn open(
     // Small requests must not wait for the previous one's acknowledgement. Failure costs latency only.
     let _ = tcp.set_nodelay(true);
     let _ = SockRef::from(&tcp).set_tcp_keepalive(&keepalive());
-    let Some(tls) = tls else { return Ok((Stream::Tcp(tcp), wanted.unwrap_or(Protocol::Http1))) };
-    let host = match (&tls.server_name, &endpoint.instance.address) {
+    Ok(tcp)
+}
+
+/// Gives what the peer speaks: `wanted`, or what ALPN settled.
+pub async fn open_tls(
+    tcp: TcpStream,
+    address: &Address,
+    tls: &UpstreamTls,
+    wanted: Option<Protocol>,
+) -> Result<(Stream, Protocol), ConnectError> {
+    let host = match (&tls.server_name, address) {
         (Some(name), _) => name.clone(),
         (None, Address::Name { host, .. }) => host.clone(),
         (None, Address::Ip(address)) => address.ip().to_string(),
@@ -104,7 +130,7 @@ async fn open(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{cluster::Live, config::Service, registry::Instance};
+    use crate::{cluster::Live, config::Service};
 
     #[tokio::test]
     async fn an_instance_that_asks_for_tls_is_never_spoken_to_without() {
