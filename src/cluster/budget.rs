@@ -2,10 +2,8 @@
 //! a service that fails would get its whole load three times over, and not come up again.
 
 use super::bucket::{Bucket, Rate};
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering::Relaxed},
-};
+use crate::telemetry::metrics::Gauge;
+use std::sync::Arc;
 use tokio::time::Instant;
 
 /// What the floor may save up, in seconds of it. (Finagle's and Linkerd's retry budgets look back as far.)
@@ -15,7 +13,7 @@ const SAVED_SECONDS: f64 = 10.0;
 #[derive(Debug, Default)]
 pub struct Budget {
     /// Retries that were granted and have not ended.
-    active: AtomicUsize,
+    active: Arc<Gauge>,
     floor: Bucket,
 }
 
@@ -24,20 +22,20 @@ pub struct Budget {
 pub struct Grant(Arc<Budget>);
 
 impl Budget {
+    /// With `active` to show how many retries there are.
+    pub fn counting_in(active: Arc<Gauge>) -> Self {
+        Self { active, floor: Bucket::default() }
+    }
+
     /// Leave for a retry while `in_flight` requests, those that are being retried included, are in flight: if with it
     /// at most `share` of the others' number are retries, or else from the floor of `per_second`.
     pub fn take(self: &Arc<Self>, share: f64, per_second: f64, in_flight: i64, now: Instant) -> Option<Grant> {
         // Counted before it is compared, so that two workers at one moment cannot both take the last one.
-        let active = self.active.fetch_add(1, Relaxed) + 1;
+        let active = self.active.inc();
         let grant = Grant(self.clone());
-        let others = (in_flight - i64::try_from(active).unwrap_or(i64::MAX)).max(0);
+        let others = (in_flight - active).max(0);
         let granted = active as f64 <= share * others as f64 || self.take_from_floor(per_second, now);
         granted.then_some(grant)
-    }
-
-    /// Retries that have not ended.
-    pub fn active(&self) -> usize {
-        self.active.load(Relaxed)
     }
 
     fn take_from_floor(&self, per_second: f64, now: Instant) -> bool {
@@ -47,27 +45,30 @@ impl Budget {
 
 impl Drop for Grant {
     fn drop(&mut self) {
-        self.0.active.fetch_sub(1, Relaxed);
+        self.0.active.dec();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering::Relaxed},
+        time::Duration,
+    };
 
     #[tokio::test(start_paused = true)]
     async fn at_most_the_share_of_the_others_is_retried_at_once() {
         let budget = Arc::new(Budget::default());
         let take = || budget.take(0.2, 0.0, 60, Instant::now());
         let mut held: Vec<_> = std::iter::from_fn(take).collect();
-        assert_eq!((held.len(), budget.active()), (10, 10), "10 are a fifth of the 50 others");
+        assert_eq!((held.len(), budget.active.get()), (10, 10), "10 are a fifth of the 50 others");
         assert!(take().is_none(), "a refusal");
-        assert_eq!(budget.active(), 10, "leaves nothing behind");
+        assert_eq!(budget.active.get(), 10, "leaves nothing behind");
         held.pop();
         assert!(take().is_some());
         drop(held);
-        assert_eq!(budget.active(), 0);
+        assert_eq!(budget.active.get(), 0);
     }
 
     #[tokio::test(start_paused = true)]
@@ -106,6 +107,6 @@ mod tests {
             })
             .collect();
         assert_eq!(counts.into_iter().map(|thread| thread.join().unwrap()).sum::<usize>(), 100);
-        assert_eq!(budget.active(), 0);
+        assert_eq!(budget.active.get(), 0);
     }
 }
