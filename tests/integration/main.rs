@@ -2,9 +2,11 @@
 
 mod bounds;
 mod cli;
+mod cut_anywhere;
 mod demo;
 mod e2e;
 mod ejection;
+mod faulty_connections;
 #[cfg(feature = "real-servers")]
 mod following;
 mod hedging;
@@ -45,7 +47,6 @@ mod real_outage;
 mod real_scale;
 #[cfg(feature = "real-servers")]
 mod real_websocket;
-#[cfg(feature = "real-servers")]
 mod relay;
 mod reload;
 mod retries;
