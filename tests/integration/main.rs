@@ -19,6 +19,7 @@ mod http2_downstream;
 mod http2_goaway;
 mod http2_peer;
 mod http2_upstream;
+mod instance;
 mod leaving;
 mod limits;
 mod memory;
@@ -50,9 +51,11 @@ mod real_websocket;
 mod relay;
 mod reload;
 mod retries;
+mod rollout;
 mod routing;
 #[cfg(feature = "real-servers")]
 mod servers;
+mod storms;
 mod structure;
 mod timeouts;
 #[cfg(feature = "real-servers")]

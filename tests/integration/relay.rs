@@ -47,7 +47,7 @@ pub struct Faults {
 /// One direction of a connection.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Way {
-    /// At most so many bytes at a time, with that time before each.
+    /// At most so many bytes at a time, each held back for that time.
     slow: Option<(usize, Duration)>,
     /// What happens once so many bytes have passed.
     fault: Option<(usize, Fault)>,
@@ -245,13 +245,15 @@ async fn pass(
                 },
             }
         }
-        if let Some((piece, delay)) = way.slow {
+        if let Some((piece, _)) = way.slow {
             most = most.min(piece);
-            sleep(delay).await;
         }
         match from.read(&mut buf[..most]).await {
             Ok(0) => return to.shutdown().await.map_err(|_| Fault::Reset),
             Ok(read) => {
+                if let Some((_, delay)) = way.slow {
+                    sleep(delay).await;
+                }
                 to.write_all(&buf[..read]).await.map_err(|_| Fault::Reset)?;
                 passed += read;
                 count(&buf[..read]);
