@@ -42,6 +42,8 @@ impl Workers {
             let (finish, finished) = oneshot::channel();
             let (discovery, telemetry) = (discovery.clone(), telemetry.clone());
             worker::spawn(&format!("worker-{number}"), move || async move {
+                let tasks = tokio::runtime::Handle::current().metrics();
+                let _counted = telemetry.metrics.thread(&format!("worker-{number}"), move || tasks.num_alive_tasks());
                 work(taken, discovery, telemetry).await;
                 let _ = finish.send(());
             })

@@ -142,9 +142,9 @@ impl Cluster {
         let snapshot = Snapshot::new(settings, Box::new([]), State::Pending);
         Self {
             name: name.into(),
+            retries: Arc::new(Budget::counting_in(metrics.retries_active.clone())),
             metrics,
             snapshot: ArcSwap::from_pointee(snapshot),
-            retries: Arc::default(),
             limits,
             since: Instant::now(),
             published: watch::Sender::new(0),

@@ -60,6 +60,8 @@ impl Journey<'_> {
     /// Sends the request to one endpoint after another until there is a response for the caller, or another try cannot
     /// help or is not allowed.
     pub async fn try_endpoints(&mut self, record: &mut Record) -> Result<Response<Body>, ProxyError> {
+        let budget = &self.to.snapshot.settings.service.retry.budget;
+        self.to.cluster.retries.earn(budget.percent, self.to.cluster.metrics.in_flight.get());
         let mut tried: Vec<Arc<Endpoint>> = Vec::new();
         let first = self.to.pick(&tried, record.started());
         let (mut endpoint, mut choice) = first.ok_or_else(|| no_endpoints(self.to.snapshot))?;
@@ -199,9 +201,8 @@ impl Destination<'_> {
     /// Leave to ask one endpoint more for the same request, from the service's budget.
     pub(super) fn allow_another(self) -> Option<Grant> {
         let budget = &self.snapshot.settings.service.retry.budget;
-        let (share, floor) = (f64::from(budget.percent) / 100.0, f64::from(budget.per_second));
         let in_flight = self.cluster.metrics.in_flight.get();
-        let grant = self.cluster.retries.take(share, floor, in_flight, Instant::now());
+        let grant = self.cluster.retries.take(budget.percent, budget.per_second, in_flight, Instant::now());
         if grant.is_none() {
             self.cluster.metrics.retries_denied.inc();
         }

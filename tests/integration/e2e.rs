@@ -272,7 +272,8 @@ impl Upstream {
                 tokio::select! {
                     accepted = listener.accept() => {
                         let (stream, _) = accepted.unwrap();
-                        connections.spawn(serve(stream, app.clone(), left.clone()));
+                        let app = app.clone();
+                        connections.spawn(serve(stream, move |request| app.clone().answer(request), left.clone()));
                     }
                     Some(_) = connections.join_next() => {}
                     () = told(&left) => break,
@@ -329,16 +330,26 @@ async fn told(what: &watch::Receiver<bool>) {
     let _ = what.clone().wait_for(|told| *told).await;
 }
 
-async fn serve(stream: TcpStream, app: App, leaving: watch::Receiver<bool>) {
+/// Serves one connection, HTTP/1.1 or HTTP/2, until it ends or `leaving` is true and what is in progress is done.
+pub async fn serve<F>(stream: TcpStream, answer: impl Fn(Request<Incoming>) -> F, leaving: watch::Receiver<bool>)
+where
+    F: Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send + 'static,
+{
     let _ = stream.set_nodelay(true);
-    let mut first = [0];
+    let mut first = [0; 2];
+    let seen = async {
+        // The second byte may come later than the first.
+        while matches!(stream.peek(&mut first).await, Ok(1)) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
     tokio::select! {
-        read = stream.peek(&mut first) => if !matches!(read, Ok(1)) { return },
+        () = seen => {}
         () = told(&leaving) => return,
     }
-    let service = service_fn(move |request| app.clone().answer(request));
+    let service = service_fn(answer);
     // `PRI * HTTP/2.0`; no method of HTTP/1 that these tests use begins so.
-    if first == *b"P" {
+    if first == *b"PR" {
         let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);

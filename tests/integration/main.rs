@@ -2,9 +2,11 @@
 
 mod bounds;
 mod cli;
+mod cut_anywhere;
 mod demo;
 mod e2e;
 mod ejection;
+mod faulty_connections;
 #[cfg(feature = "real-servers")]
 mod following;
 mod health_checks;
@@ -18,6 +20,7 @@ mod http2_downstream;
 mod http2_goaway;
 mod http2_peer;
 mod http2_upstream;
+mod instance;
 mod leaving;
 mod limits;
 mod memory;
@@ -46,13 +49,14 @@ mod real_outage;
 mod real_scale;
 #[cfg(feature = "real-servers")]
 mod real_websocket;
-#[cfg(feature = "real-servers")]
 mod relay;
 mod reload;
 mod retries;
+mod rollout;
 mod routing;
 #[cfg(feature = "real-servers")]
 mod servers;
+mod storms;
 mod structure;
 mod timeouts;
 #[cfg(feature = "real-servers")]

@@ -196,8 +196,38 @@ impl Pillion {
     /// Waits until nothing is held for clients that are gone.
     pub async fn until_free(&self) {
         self.until_metric("pillion_requests_in_flight", &[], 0.0).await;
+        self.until_metric("pillion_retries_active", &[], 0.0).await;
+        self.until_metric("pillion_requests_waiting", &[], 0.0).await;
         self.until_metric("pillion_pool_connections", &["state=\"active\""], 0.0).await;
         self.until_metric("pillion_connections", &["listener=\"egress\""], 0.0).await;
+    }
+
+    /// How many tasks its workers have when nobody asks anything of them.
+    pub async fn idle_tasks(&self) -> f64 {
+        // Once a connection has come and gone, the listener is surely there.
+        let accepted = self.metric("pillion_connections_accepted_total", &[]).await;
+        drop(self.connect().await);
+        self.until_metric("pillion_connections_accepted_total", &[], accepted + 1.0).await;
+        self.until_free().await;
+        // A task has not quite ended when what it counted has.
+        let (mut before, mut tasks) = (-1.0, 0.0);
+        while before != tasks {
+            (before, tasks) = (tasks, self.metric("pillion_tasks", &[]).await);
+        }
+        tasks
+    }
+
+    /// Waits until nothing is left of any request: as [`Self::until_free`], nothing in flight at any endpoint, and no more
+    /// tasks than those.
+    pub async fn until_idle(&self, idle_tasks: f64) {
+        self.until_free().await;
+        self.until_metric("pillion_tasks", &[], idle_tasks).await;
+        let mut admin = Peer::connect(self.admin()).await;
+        admin.send("GET /api/services/user-service HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n").await;
+        let detail: serde_json::Value = serde_json::from_str(&admin.response().await.text()).unwrap();
+        for endpoint in detail["endpoints"].as_array().unwrap() {
+            assert_eq!(endpoint["in_flight"], 0, "{detail:#}");
+        }
     }
 
     /// The most memory that it had at any time, in bytes.

@@ -1,22 +1,101 @@
-//! A TCP relay between pillion and a server: it counts, and it can be cut, with a word or without.
+//! A TCP relay between two ends: it counts, it can be cut, with a word or without, and it can fail at an exact byte of each
+//! connection.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinHandle,
+    time::{sleep, timeout},
 };
+
+/// Far more than anything should take; only a failing test waits so long.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Forwards connections until it is cut or dropped.
 pub struct Relay {
     pub port: u16,
-    counts: Arc<Counts>,
+    shared: Arc<Shared>,
     state: watch::Sender<State>,
     task: JoinHandle<()>,
+}
+
+struct Shared {
+    server_port: u16,
+    faults: Box<dyn Fn(usize) -> Faults + Send + Sync>,
+    /// By the connection's number.
+    passed: watch::Sender<Vec<Passed>>,
+    requests: AtomicUsize,
+}
+
+/// What is wrong with one connection; by default nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Faults {
+    /// On the way to the server.
+    pub up: Way,
+    /// On the way back.
+    pub down: Way,
+}
+
+/// One direction of a connection.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Way {
+    /// At most so many bytes at a time, each held back for that time.
+    slow: Option<(usize, Duration)>,
+    /// What happens once so many bytes have passed.
+    fault: Option<(usize, Fault)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Both connections are closed in order.
+    Close,
+    /// Both connections are reset.
+    Reset,
+    /// This direction ends in order, the other goes on.
+    End,
+    /// Nothing more is read in this direction, so that its sender must wait in the end.
+    Stall,
+    /// What comes is read and lost, its end too.
+    Swallow,
+}
+
+/// What has happened on one connection.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Passed {
+    /// Bytes to the server.
+    pub up: usize,
+    /// Bytes back.
+    pub down: usize,
+    /// Whether both its connections are closed.
+    pub closed: bool,
+}
+
+impl Faults {
+    pub fn up(up: Way) -> Self {
+        Self { up, ..Self::default() }
+    }
+
+    pub fn down(down: Way) -> Self {
+        Self { down, ..Self::default() }
+    }
+}
+
+impl Way {
+    pub fn after(bytes: usize, fault: Fault) -> Self {
+        Self { fault: Some((bytes, fault)), ..Self::default() }
+    }
+
+    pub fn slow(piece: usize, delay: Duration) -> Self {
+        Self { slow: Some((piece, delay)), ..Self::default() }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -24,12 +103,6 @@ enum State {
     Open,
     Cut,
     Silent,
-}
-
-#[derive(Default)]
-struct Counts {
-    connections: AtomicUsize,
-    requests: AtomicUsize,
 }
 
 impl Drop for Relay {
@@ -40,24 +113,37 @@ impl Drop for Relay {
 }
 
 impl Relay {
+    /// One that does nothing by itself.
     pub async fn to(server_port: u16) -> Self {
+        Self::with(server_port, |_| Faults::default()).await
+    }
+
+    /// `faults` is asked for each connection by its number, the first being 0.
+    pub async fn with(server_port: u16, faults: impl Fn(usize) -> Faults + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let counts = Arc::new(Counts::default());
+        let passed = watch::Sender::default();
+        let shared = Arc::new(Shared { server_port, faults: Box::new(faults), passed, requests: AtomicUsize::new(0) });
         let (state, now) = watch::channel(State::Open);
         let task = tokio::spawn({
-            let counts = counts.clone();
+            let shared = shared.clone();
             async move {
                 loop {
                     let (client, _) = listener.accept().await.unwrap();
                     if *now.borrow() != State::Cut {
-                        counts.connections.fetch_add(1, Ordering::Relaxed);
-                        tokio::spawn(forward(client, server_port, counts.clone(), now.clone()));
+                        let number = shared.passed.borrow().len();
+                        shared.passed.send_modify(|passed| passed.push(Passed::default()));
+                        tokio::spawn(forward(client, number, shared.clone(), now.clone()));
                     }
                 }
             }
         });
-        Self { port, counts, state, task }
+        Self { port, shared, state, task }
+    }
+
+    /// As an address that a registry may have.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
     }
 
     /// Breaks all connections and every further one, until [`Self::mend`].
@@ -77,40 +163,102 @@ impl Relay {
 
     /// Connections since the start.
     pub fn connections(&self) -> usize {
-        self.counts.connections.load(Ordering::Relaxed)
+        self.shared.passed.borrow().len()
+    }
+
+    /// Waits until it is so with that connection, and says how it is then.
+    pub async fn until(&self, number: usize, is_so: impl Fn(Passed) -> bool) -> Passed {
+        let mut passed = self.shared.passed.subscribe();
+        let met = timeout(PATIENCE, passed.wait_for(|all| all.get(number).is_some_and(|one| is_so(*one)))).await;
+        let met = met.unwrap_or_else(|_| panic!("in vain: {:?}", self.shared.passed.borrow().get(number)));
+        met.unwrap()[number]
     }
 
     /// HTTP/1.1 GET requests since the start.
+    #[cfg(feature = "real-servers")]
     pub fn requests(&self) -> usize {
-        self.counts.requests.load(Ordering::Relaxed)
+        self.shared.requests.load(Ordering::Relaxed)
     }
 }
 
-async fn forward(mut client: TcpStream, server_port: u16, counts: Arc<Counts>, mut state: watch::Receiver<State>) {
+async fn forward(mut client: TcpStream, number: usize, shared: Arc<Shared>, mut state: watch::Receiver<State>) {
     if *state.borrow() == State::Silent {
         let _ = state.wait_for(|state| *state == State::Cut).await;
         return;
     }
-    let Ok(mut server) = TcpStream::connect(("127.0.0.1", server_port)).await else { return };
-    let (mut up, mut down) = (vec![0; 64 << 10], vec![0; 64 << 10]);
-    loop {
+    let Ok(mut server) = TcpStream::connect(("127.0.0.1", shared.server_port)).await else { return };
+    // What is written at once is to arrive at once.
+    client.set_nodelay(true).unwrap();
+    server.set_nodelay(true).unwrap();
+    let Faults { up, down } = (shared.faults)(number);
+    let ended = {
+        let ((mut from_client, mut to_client), (mut from_server, mut to_server)) = (client.split(), server.split());
+        let count = |add: &dyn Fn(&mut Passed)| shared.passed.send_modify(|passed| add(&mut passed[number]));
+        let up = pass(&mut from_client, &mut to_server, up, |bytes| {
+            // Clients write a head at once, so none is split over two reads.
+            let requests = bytes.windows(9).filter(|bytes| bytes == b"GET /v1/h").count();
+            shared.requests.fetch_add(requests, Ordering::Relaxed);
+            count(&|passed| passed.up += bytes.len());
+        });
+        let down = pass(&mut from_server, &mut to_client, down, |bytes| count(&|passed| passed.down += bytes.len()));
         tokio::select! {
-            () = async { drop(state.wait_for(|state| *state != State::Open).await) } => break,
-            read = client.read(&mut up) => match read {
-                Ok(n) if n > 0 => {
-                    // Clients write a head at once, so none is split over two reads.
-                    let requests = up[..n].windows(9).filter(|bytes| bytes == b"GET /v1/h").count();
-                    counts.requests.fetch_add(requests, Ordering::Relaxed);
-                    if server.write_all(&up[..n]).await.is_err() { return }
+            both = async { tokio::try_join!(up, down) } => both.err().unwrap_or(Fault::Close),
+            () = async { drop(state.wait_for(|state| *state != State::Open).await) } => Fault::Stall,
+        }
+    };
+    match ended {
+        Fault::Reset => {
+            for end in [&client, &server] {
+                socket2::SockRef::from(end).set_linger(Some(Duration::ZERO)).unwrap();
+            }
+        }
+        // Both connections stay open, and nobody reads from them.
+        Fault::Stall => drop(state.wait_for(|state| *state == State::Cut).await),
+        _ => {}
+    }
+    drop((client, server));
+    shared.passed.send_modify(|passed| passed[number].closed = true);
+}
+
+/// Passes bytes on until their end, which is passed on, too. An error is how both directions end.
+async fn pass(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+    way: Way,
+    mut count: impl FnMut(&[u8]),
+) -> Result<(), Fault> {
+    let mut buf = vec![0; 64 << 10];
+    let mut passed = 0;
+    loop {
+        let mut most = buf.len();
+        if let Some((bytes, fault)) = way.fault {
+            match fault {
+                _ if passed < bytes => most = most.min(bytes - passed),
+                Fault::Close | Fault::Reset => return Err(fault),
+                Fault::End => return to.shutdown().await.map_err(|_| Fault::Reset),
+                Fault::Stall => std::future::pending().await,
+                Fault::Swallow => loop {
+                    match from.read(&mut buf).await {
+                        Ok(1..) => {}
+                        _ => std::future::pending().await,
+                    }
+                },
+            }
+        }
+        if let Some((piece, _)) = way.slow {
+            most = most.min(piece);
+        }
+        match from.read(&mut buf[..most]).await {
+            Ok(0) => return to.shutdown().await.map_err(|_| Fault::Reset),
+            Ok(read) => {
+                if let Some((_, delay)) = way.slow {
+                    sleep(delay).await;
                 }
-                _ => return,
-            },
-            read = server.read(&mut down) => match read {
-                Ok(n) if n > 0 => if client.write_all(&down[..n]).await.is_err() { return },
-                _ => return,
-            },
+                to.write_all(&buf[..read]).await.map_err(|_| Fault::Reset)?;
+                passed += read;
+                count(&buf[..read]);
+            }
+            Err(_) => return Err(Fault::Reset),
         }
     }
-    // Both connections stay open, and nobody reads from them.
-    let _ = state.wait_for(|state| *state == State::Cut).await;
 }

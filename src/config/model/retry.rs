@@ -58,7 +58,7 @@ pub struct RetryBackoff {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RetryBudget {
-    /// Retries at one time, in percent of the other requests in flight.
+    /// Retries at one time, in percent of the other requests in flight; and in all, in percent of the requests that came.
     pub percent: u32,
     /// As many per second are allowed in any case; ten seconds' worth can be saved up.
     pub per_second: u32,

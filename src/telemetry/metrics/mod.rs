@@ -47,6 +47,7 @@ pub struct Metrics {
     services: Alive<ServiceMetrics>,
     sources: Alive<SourceMetrics>,
     listeners: Alive<ListenerMetrics>,
+    threads: Alive<ThreadMetrics>,
     pub reloads: ReloadMetrics,
     /// Lines of the access log that were lost. The access log holds it, too.
     pub access_log_dropped: Arc<Counter>,
@@ -77,6 +78,8 @@ pub struct ServiceMetrics {
     pub retries: Tally,
     /// Those that the budget did not allow.
     pub retries_denied: Counter,
+    /// Those that it did, until they have ended. The budget holds it, too.
+    pub retries_active: Arc<Gauge>,
     /// Requests that went to a second endpoint as well.
     pub hedges: Counter,
     /// Those of them that the second one answered.
@@ -121,6 +124,12 @@ pub struct ListenerMetrics {
     pub rejected: Tally,
 }
 
+/// One thread's runtime.
+pub struct ThreadMetrics {
+    thread: Box<str>,
+    tasks: Box<dyn Fn() -> usize + Send + Sync>,
+}
+
 impl Metrics {
     pub fn new(words: Words) -> Self {
         Self {
@@ -128,6 +137,7 @@ impl Metrics {
             services: Alive::default(),
             sources: Alive::default(),
             listeners: Alive::default(),
+            threads: Alive::default(),
             reloads: ReloadMetrics::default(),
             access_log_dropped: Arc::default(),
         }
@@ -149,6 +159,7 @@ impl Metrics {
                 errors: Tally::new(self.words.errors),
                 retries: Tally::new(self.words.retries),
                 retries_denied: Counter::default(),
+                retries_active: Arc::default(),
                 hedges: Counter::default(),
                 hedges_won: Counter::default(),
                 pool: PoolMetrics {
@@ -200,6 +211,13 @@ impl Metrics {
         )
     }
 
+    /// A new handle for a thread with a runtime of its own; `tasks` is asked at each scrape how many it has.
+    pub fn thread(&self, thread: &str, tasks: impl Fn() -> usize + Send + Sync + 'static) -> Arc<ThreadMetrics> {
+        let handle = Arc::new(ThreadMetrics { thread: thread.into(), tasks: Box::new(tasks) });
+        self.threads.replace(|there| *there.thread == *thread, &handle);
+        handle
+    }
+
     /// The content type and the body for a scrape with this `Accept` header.
     pub fn render(&self, accept: Option<&str>) -> (&'static str, String) {
         let families = self.gather();
@@ -225,6 +243,7 @@ impl Metrics {
         self.services.each(|service| service.collect(&mut page));
         self.sources.each(|source| source.collect(&mut page));
         self.listeners.each(|listener| listener.collect(&mut page));
+        self.threads.each(|thread| page.add(Family::Tasks, &[("thread", &thread.thread)], (thread.tasks)() as f64));
         process::collect(&mut page);
         page.finish()
     }
@@ -245,6 +264,7 @@ impl ServiceMetrics {
             (Family::InFlight, &self.in_flight),
             (Family::Waiting, &self.waiting),
             (Family::RequestsLimit, &self.requests_limit),
+            (Family::RetriesActive, &*self.retries_active),
             (Family::Panic, &self.panicking),
         ] {
             page.add(family, &[service], gauge.get() as f64);
@@ -301,6 +321,12 @@ impl fmt::Debug for SourceMetrics {
             .field("service", &self.service)
             .field("source", &self.source)
             .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ThreadMetrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ThreadMetrics").field("thread", &self.thread).finish_non_exhaustive()
     }
 }
 

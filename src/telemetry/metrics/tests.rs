@@ -24,6 +24,7 @@ fn busy(service: &str) -> (Metrics, Vec<Box<dyn std::any::Any>>) {
     }
     handle.in_flight.inc();
     handle.requests_limit.set(7);
+    handle.retries_active.inc();
     handle.errors.inc(1);
     handle.endpoints.set(0, 3);
     handle.pool.active.set(2);
@@ -31,8 +32,9 @@ fn busy(service: &str) -> (Metrics, Vec<Box<dyn std::any::Any>>) {
     source.changes.inc();
     let listener = metrics.listener("egress");
     listener.accepted.add(4);
+    let thread = metrics.thread("worker-0", || 6);
     metrics.reloads.failed.inc();
-    (metrics, vec![Box::new(handle), Box::new(source), Box::new(listener)])
+    (metrics, vec![Box::new(handle), Box::new(source), Box::new(listener), Box::new(thread)])
 }
 
 #[test]
@@ -54,6 +56,8 @@ fn the_prometheus_text_has_what_was_counted() {
         r#"pillion_requests_in_flight{service="users"} 1"#,
         r#"pillion_requests_waiting{service="users"} 0"#,
         r#"pillion_requests_limit{service="users"} 7"#,
+        r#"pillion_retries_active{service="users"} 1"#,
+        r#"pillion_tasks{thread="worker-0"} 6"#,
         r#"pillion_errors_total{service="users",reason="connect"} 1"#,
         r#"pillion_errors_total{service="users",reason="no_endpoints"} 0"#,
         r#"pillion_endpoints{service="users",state="ready"} 3"#,
