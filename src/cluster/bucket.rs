@@ -1,10 +1,10 @@
 //! A token bucket that all workers take from without a lock.
 
-use super::endpoint::nanos;
-use std::{
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
-    time::Duration,
+use super::{
+    atomic::{AtomicU64, Ordering::Relaxed},
+    endpoint::nanos,
 };
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// How fast a bucket fills, and how much it holds.

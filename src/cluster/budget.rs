@@ -1,12 +1,12 @@
 //! How many retries a service may have: a share of its requests, and a floor for those that are called seldom. Without it
 //! a service that fails would get its whole load three times over, and not come up again.
 
-use super::bucket::{Bucket, Rate};
-use crate::telemetry::metrics::Gauge;
-use std::sync::{
-    Arc,
+use super::{
     atomic::{AtomicU64, Ordering::Relaxed},
+    bucket::{Bucket, Rate},
 };
+use crate::telemetry::metrics::Gauge;
+use std::sync::Arc;
 use tokio::time::Instant;
 
 /// What the floor may save up, in seconds of it. (Finagle's and Linkerd's retry budgets look back as far.)

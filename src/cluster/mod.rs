@@ -12,5 +12,8 @@ pub mod limit;
 pub mod outlier;
 pub mod table;
 
+/// What threads share. `tests/interleavings.rs` puts a model checker's in their place.
+use std::sync::atomic;
+
 pub use endpoint::{Endpoint, Live};
 pub use table::{Cluster, Snapshot, Table};
