@@ -12,7 +12,10 @@ use std::{
     io::{Read, Write},
     net::SocketAddr,
     process::Stdio,
-    sync::atomic::{AtomicU8, Ordering::Relaxed},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU8, Ordering::Relaxed},
+    },
     time::Duration,
 };
 use tokio::{
@@ -27,6 +30,8 @@ use tokio::{
 
 /// Where the process is to listen; set in the environment of those that serve.
 const SERVE: &str = "PILLION_TEST_SERVE";
+/// How many milliseconds each request takes there.
+const TAKES: &str = "PILLION_TEST_TAKES";
 /// The test below, as the test program calls it.
 const NAME: &str = "instance::one_that_is_told_to_end_finishes_what_it_has";
 const LISTENING: &str = "listening ";
@@ -54,10 +59,20 @@ impl Instance {
 
     /// `executed` gets `METHOD PATH` of each request before it is answered.
     pub async fn start_at(address: SocketAddr, executed: &mpsc::UnboundedSender<String>) -> Self {
+        Self::spawn(address, WORK, executed).await
+    }
+
+    /// One whose requests take this long.
+    pub async fn start_working(work: Duration, executed: &mpsc::UnboundedSender<String>) -> Self {
+        Self::spawn(([127, 0, 0, 1], 0).into(), work, executed).await
+    }
+
+    async fn spawn(address: SocketAddr, work: Duration, executed: &mpsc::UnboundedSender<String>) -> Self {
         let mut child = Command::new(env::current_exe().unwrap())
             .args(["--exact", NAME, "--nocapture", "--test-threads=1"])
             .env_clear()
             .env(SERVE, address.to_string())
+            .env(TAKES, work.as_millis().to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -127,6 +142,11 @@ async fn run(address: SocketAddr) {
     while connections.join_next().await.is_some() {}
 }
 
+fn work() -> Duration {
+    static WORK: OnceLock<Duration> = OnceLock::new();
+    *WORK.get_or_init(|| Duration::from_millis(env::var(TAKES).unwrap().parse().unwrap()))
+}
+
 async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     // Without its whole body a request is not executed.
@@ -134,7 +154,7 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Inf
         return Ok(Response::builder().status(400).body(Full::default()).unwrap());
     }
     say(EXECUTED, format_args!("{method} {path}"));
-    sleep(WORK).await;
+    sleep(work()).await;
     Ok(Response::new(Full::from(path)))
 }
 

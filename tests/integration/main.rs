@@ -56,6 +56,7 @@ mod rollout;
 mod routing;
 #[cfg(feature = "real-servers")]
 mod servers;
+mod slow_instance;
 mod storms;
 mod structure;
 mod timeouts;
