@@ -256,6 +256,43 @@ async fn the_other_service_s_endpoints_are_judged_by_its_own_settings() {
 }
 
 #[tokio::test]
+async fn what_its_own_service_has_no_room_for_takes_a_place_of_the_other() {
+    let (busy, standby) = (Upstream::bind().await, Upstream::bind().await);
+    let pillion = Setup::users([busy.address])
+        .instances("standby", [standby.address])
+        .service("user-service: { limits: { requests: 1 }, fallback: { service: standby } }")
+        .service("standby: { limits: { requests: 1 } }")
+        .start()
+        .await;
+    let in_flight =
+        async |service: &str| pillion.metric("pillion_requests_in_flight", &[&format!("service=\"{service}\"")]).await;
+    let mut clients = [pillion.connect().await, pillion.connect().await, pillion.connect().await];
+    clients[0].send(get("/first")).await;
+    let mut first = busy.accept().await;
+    first.request().await;
+    clients[1].send(get("/second")).await;
+    let mut second = standby.accept().await;
+    assert_eq!(second.request().await.start, "GET /second HTTP/1.1");
+    assert_eq!((in_flight("user-service").await, in_flight("standby").await), (1.0, 1.0));
+    let refused = ask(&mut clients[2], get("/third")).await;
+    assert_eq!(refused.error(), (503, Some("overloaded")));
+    assert!(refused.text().ends_with("(from the fallback `standby`, after overloaded)\n"), "{}", refused.text());
+    first.send(ok("first")).await;
+    second.send(ok("second")).await;
+    assert_eq!(from(&clients[0].response().await), (200, "first".into(), None));
+    assert_eq!(from(&clients[1].response().await), (200, "second".into(), Some("service")));
+    pillion.until_metric("pillion_requests_in_flight", &[], 0.0).await;
+    // One that was let in and then failed gives its place back before it takes the other's.
+    drop((first, busy));
+    clients[0].send(get("/fourth")).await;
+    second.request().await;
+    assert_eq!((in_flight("user-service").await, in_flight("standby").await), (0.0, 1.0));
+    second.send(ok("fourth")).await;
+    assert_eq!(from(&clients[0].response().await), (200, "fourth".into(), Some("service")));
+    pillion.until_metric("pillion_requests_in_flight", &[], 0.0).await;
+}
+
+#[tokio::test]
 async fn a_request_that_cannot_be_sent_again_or_is_too_late_keeps_its_error() {
     let (upstream, mut standby) = (Upstream::bind().await, Answering::ok().await);
     let pillion = Setup::users([upstream.address])
