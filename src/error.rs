@@ -58,7 +58,8 @@ pub enum Reason {
     RequestTimeout,
     /// One try took longer than `retry.per_try_timeout`.
     TryTimeout,
-    /// The upstream answered 502, 503, 504 or gRPC UNAVAILABLE. Never an error of our own: a reason for another try.
+    /// The upstream answered 502, 503, 504 or gRPC UNAVAILABLE. Never an error of our own: a reason for another try, or for
+    /// a fallback.
     UpstreamUnavailable,
     /// No byte moved for `timeouts.idle`.
     IdleTimeout,
@@ -72,11 +73,13 @@ pub enum Reason {
     ConnectionLimit,
     /// More requests per second than `limits.rate` allows.
     RateLimited,
+    /// The config asks for faults (`faults.abort`), with a status of its own.
+    FaultInjected,
 }
 
 impl Reason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::BadRequest,
         Self::AmbiguousRequest,
         Self::HeadTooLarge,
@@ -102,6 +105,7 @@ impl Reason {
         Self::Overloaded,
         Self::ConnectionLimit,
         Self::RateLimited,
+        Self::FaultInjected,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -131,6 +135,7 @@ impl Reason {
             Self::Overloaded => "overloaded",
             Self::ConnectionLimit => "connection_limit",
             Self::RateLimited => "rate_limited",
+            Self::FaultInjected => "fault_injected",
         }
     }
 
@@ -160,7 +165,8 @@ impl Reason {
             | Self::TooManyServices
             | Self::ShuttingDown
             | Self::Overloaded
-            | Self::ConnectionLimit => Fault::Internal,
+            | Self::ConnectionLimit
+            | Self::FaultInjected => Fault::Internal,
         }
     }
 
@@ -191,7 +197,8 @@ impl Reason {
             | Self::TooManyServices
             | Self::ShuttingDown
             | Self::Overloaded
-            | Self::ConnectionLimit => StatusCode::SERVICE_UNAVAILABLE,
+            | Self::ConnectionLimit
+            | Self::FaultInjected => StatusCode::SERVICE_UNAVAILABLE,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::ConnectFailed
             | Self::UpstreamClosed

@@ -8,7 +8,7 @@ use crate::{
         health::{Cause, Standing},
         table,
     },
-    config::{self, Policy, Timeouts},
+    config::{self, Fallback, FaultInjection, Policy, Timeouts},
     discovery::SourceStatus,
     error::Reason,
     registry::{Instance, Protocol},
@@ -112,6 +112,12 @@ pub struct Settings {
     pub tls: bool,
     pub registered_as: Option<String>,
     pub timeouts: Timeouts,
+    /// What callers get instead of an error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<String>,
+    /// Faults that are put in for testing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub faults: Option<FaultInjection>,
 }
 
 /// A service's limits, and what is taken of them now.
@@ -285,6 +291,8 @@ impl Detail {
                 tls: service.tls.is_some(),
                 registered_as: service.registered_as.clone(),
                 timeouts: service.timeouts.clone(),
+                fallback: service.fallback.as_ref().map(fallback),
+                faults: service.faults.clone(),
             },
             limits: Limits {
                 settings: service.limits.clone(),
@@ -407,6 +415,15 @@ impl NotFollowed {
         }
         let services = services.into_iter().map(|(name, registries)| Listed { name, registries }).collect();
         Self { services, failures }
+    }
+}
+
+/// A fallback in two words.
+fn fallback(fallback: &Fallback) -> String {
+    match (&fallback.response, &fallback.service) {
+        (Some(response), _) => format!("response {}", response.status),
+        (_, Some(service)) => format!("service {service}"),
+        (None, None) => "last-good".into(),
     }
 }
 

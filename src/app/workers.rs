@@ -2,7 +2,7 @@
 
 use crate::{
     config, discovery,
-    proxy::{http::Proxy, listener::Listener, pool::Pool},
+    proxy::{http::Proxy, last_good::LastGood, listener::Listener, pool::Pool},
     telemetry::{Telemetry, metrics::ListenerMetrics},
     worker,
 };
@@ -103,7 +103,7 @@ impl Worker {
 async fn work(mut orders: mpsc::UnboundedReceiver<Order>, discovery: discovery::Handle, telemetry: Arc<Telemetry>) {
     let pool = Rc::new(Pool::default());
     let sweeping = tokio::task::spawn_local(pool.clone().sweep());
-    let proxy = Rc::new(Proxy { discovery, pool, telemetry });
+    let proxy = Rc::new(Proxy { discovery, pool, telemetry, last_good: LastGood::default() });
     let mut listeners: HashMap<String, Rc<Listener>> = HashMap::new();
     let mut running = JoinSet::new();
     loop {

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     admin::view::{CheckState, Condition, Detail, EndpointDetail, Health, Refused, State},
-    config::{self, Policy, human},
+    config::{self, FaultInjection, Policy, human},
     error::Reason,
     registry::Protocol,
 };
@@ -116,6 +116,8 @@ fn settings(Detail { settings, .. }: &Detail) -> String {
     let times = &settings.timeouts;
     let [connect, request, idle] = [times.connect, times.request, times.idle].map(human::format);
     words.push(format!("timeouts: connect {connect}, request {request}, idle {idle}"));
+    words.extend(settings.fallback.iter().map(|fallback| format!("fallback: {}", printable(fallback))));
+    words.extend(settings.faults.as_ref().map(faults));
     words.join(", ")
 }
 
@@ -141,6 +143,19 @@ fn limits(Detail { limits, in_flight, errors, .. }: &Detail) -> Option<String> {
             .extend(caller.map(|caller| format!("{} per second and {}", caller.per_second, printable(&caller.header))));
     }
     Some(words.join(", "))
+}
+
+/// What nobody should forget to take out again.
+fn faults(faults: &FaultInjection) -> String {
+    let delay = faults.delay.as_ref().map(|delay| {
+        let only = delay.header.as_deref().map_or_else(String::new, |header| format!(" with {}", printable(header)));
+        format!("delay {} in {} %{only}", human::format(delay.duration), delay.percent.0)
+    });
+    let abort = faults.abort.as_ref().map(|abort| {
+        let only = abort.header.as_deref().map_or_else(String::new, |header| format!(" with {}", printable(header)));
+        format!("abort {} in {} %{only}", abort.status, abort.percent.0)
+    });
+    format!("faults: {}", delay.into_iter().chain(abort).collect::<Vec<_>>().join(", "))
 }
 
 fn protocol(protocol: Protocol) -> &'static str {
@@ -327,6 +342,8 @@ mod tests {
                 tls: true,
                 registered_as: Some("users-v2".into()),
                 timeouts: Timeouts::default(),
+                fallback: None,
+                faults: None,
             },
             limits: Limits { settings: config::Limits::default(), requests: 1024, waiting: 0, connections: 0 },
             sources,
@@ -417,6 +434,24 @@ node-3:80       ejected (consecutive failures), probe in 1.2s     100          0
         assert_eq!(long, format!("unhealthy ({}…)", "é".repeat(59)));
         let gone = EndpointDetail { gone: true, ..seen(Condition::Available, CheckState::Healthy, "") };
         assert_eq!(condition(&gone), "available, gone from its registry");
+    }
+
+    #[test]
+    fn fallbacks_and_faults_stand_behind_the_other_settings() {
+        let mut detail = detail(State::Known, Vec::new(), Vec::new());
+        detail.settings.fallback = Some("service orders-standby".into());
+        detail.settings.faults = crate::config::read(
+            "f",
+            b"delay: { percent: 0.5, duration: 1s }\nabort: { percent: 10, status: 502, header: x-fault }",
+        )
+        .ok();
+        assert!(
+            settings(&detail).ends_with(
+                ", idle 1m, fallback: service orders-standby, faults: delay 1s in 0.5 %, abort 502 in 10 % with x-fault"
+            ),
+            "{}",
+            settings(&detail)
+        );
     }
 
     #[test]

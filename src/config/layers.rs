@@ -134,13 +134,20 @@ fn registries(root: &mut Node, urls: &[String], place: Place, faults: &mut Fault
 }
 
 /// Puts `defaults` under each service: what a service does not set, it takes from there, map by map; lists and single
-/// values are taken or replaced whole. In a service, `key:` with nothing after it sets nothing, and `key: null` sets the
-/// key back to pillion's own default.
+/// values are taken or replaced whole, and so is a `fallback` that says what it falls back to. In a service, `key:` with
+/// nothing after it sets nothing, and `key: null` sets the key back to pillion's own default.
 pub(super) fn merge_defaults(root: &mut Node) {
     let Some(defaults) = root.get("defaults").cloned() else { return };
+    let mut without_fallback = defaults.clone();
+    without_fallback.remove("fallback");
+    let has_kind = |fallback: &Node| {
+        let kinds = ["response", "service", "last_good"];
+        fallback.entries().iter().any(|entry| kinds.contains(&entry.key.as_str()) && !entry.node.is_null())
+    };
     if let Some(Value::Map(services)) = root.get_mut("services").map(|services| &mut services.value) {
         for service in services {
-            merge_under(&mut service.node, &defaults);
+            let own = service.node.get("fallback").is_some_and(has_kind);
+            merge_under(&mut service.node, if own { &without_fallback } else { &defaults });
         }
     }
 }

@@ -87,6 +87,7 @@ pub fn load(source: Source, env: &Env<'_>) -> Result<Loaded, Errors> {
         if let Some(base) = base {
             resolve_paths(&mut config, &root, &base);
         }
+        read_contents(&mut config, &root, &mut faults);
         // Listeners that were left out because of errors are not none.
         if root.get("listeners").is_none_or(|listeners| listeners.elements().is_empty()) {
             config = config.effective();
@@ -102,8 +103,12 @@ pub fn load(source: Source, env: &Env<'_>) -> Result<Loaded, Errors> {
 fn resolve_paths(config: &mut Config, root: &Node, base: &std::path::Path) {
     let registries_given = root.get("registries").is_some_and(|node| matches!(node.place, Place::Setting(_)));
     let mut paths: Vec<&mut PathBuf> = config.access_log.path.iter_mut().collect();
-    let tls = config.services.values_mut().chain([&mut config.defaults]).filter_map(|service| service.tls.as_mut());
-    let mut tls: Vec<_> = tls.collect();
+    let mut tls: Vec<_> = Vec::new();
+    for service in config.services.values_mut().chain([&mut config.defaults]) {
+        tls.extend(service.tls.as_mut());
+        let response = service.fallback.as_mut().and_then(|fallback| fallback.response.as_mut());
+        paths.extend(response.and_then(|response| response.file.as_mut()));
+    }
     if !registries_given {
         for registry in config.registries.values_mut() {
             match registry {
@@ -117,6 +122,32 @@ fn resolve_paths(config: &mut Config, root: &Node, base: &std::path::Path) {
     paths.extend(tls.into_iter().flat_map(|tls| [&mut tls.ca, &mut tls.cert, &mut tls.key]).flatten());
     for path in paths {
         *path = base.join(&*path);
+    }
+}
+
+/// Reads what is to be answered in place of a service: it must be there when nothing else is.
+fn read_contents(config: &mut Config, root: &Node, faults: &mut Faults) {
+    let defaults = [(Path::default().key("defaults"), root.get("defaults"), &mut config.defaults)];
+    let services = Path::default().key("services");
+    let named = config.services.iter_mut().map(|(name, service)| {
+        (services.key(name), root.get("services").and_then(|services| services.get(name)), service)
+    });
+    for (path, node, service) in defaults.into_iter().chain(named) {
+        let Some(response) = service.fallback.as_mut().and_then(|fallback| fallback.response.as_mut()) else {
+            continue;
+        };
+        response.content = response.body.clone().unwrap_or_default().into();
+        let Some(file) = &response.file else { continue };
+        match std::fs::read(file) {
+            Ok(content) => response.content = content.into(),
+            Err(error) => {
+                let way = ["fallback", "response", "file"];
+                let place = way.iter().try_fold(node, |node, key| Some(node?.get(key))).flatten();
+                let path = way.iter().fold(path, |path, key| path.key(key));
+                let message = format!("`{}` cannot be read: {error}", file.display());
+                faults.add(place.map_or(root.place, |node| node.place), path, message);
+            }
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the types alone cannot hold: names that must exist, addresses that must differ, ranges, files.
 
+mod fallback;
 mod health_check;
 mod limits;
 
@@ -40,6 +41,7 @@ pub(super) fn check(config: &Config, root: &Node, faults: &mut Faults) {
         check.service_name(&spot, name);
         check.service(&spot, service);
     }
+    check.circles(&services, &spot.key("defaults"), config);
     check.access_log(&spot.key("access_log"), &config.access_log);
     check.log(&spot.key("log"), &config.log);
 }
@@ -367,6 +369,12 @@ impl<'t> Check<'_, 't> {
         self.positive(&at.key("idle_timeout"), idle_timeout);
         self.positive(&at.key("max_age"), max_age);
         self.limits(&spot.key("limits"), &service.limits, request);
+        if let Some(fallback) = &service.fallback {
+            self.fallback(&spot.key("fallback"), fallback);
+        }
+        if let Some(faults) = &service.faults {
+            self.faults(&spot.key("faults"), faults);
+        }
     }
 
     fn retry(&mut self, spot: &Spot<'t>, retry: &Retry) {

@@ -106,7 +106,7 @@ impl Handle {
         self.unanswered(config).is_empty()
     }
 
-    /// Those services that the config names, by themselves or for a listener, which have had no answer yet.
+    /// Those services that the config names, by themselves or elsewhere, which have had no answer yet.
     pub fn unanswered(&self, config: &Config) -> Vec<String> {
         let is_pending = |service: &String| self.table.get(service).is_none_or(|c| c.load().state == State::Pending);
         settings::named(config).into_iter().filter(is_pending).collect()

@@ -35,8 +35,7 @@ impl SettingsFor {
     }
 
     pub fn one(config: &Config, service: &str) -> Result<Self, SettingsError> {
-        let pinned = config.services.contains_key(service)
-            || config.listeners.iter().any(|listener| listener.service.as_deref() == Some(service));
+        let pinned = config.services.contains_key(service) || named_elsewhere(config).any(|named| named == service);
         let own: &Service = config.services.get(service).unwrap_or(&config.defaults);
         let sources = [&own.sources, &config.discovery.sources].into_iter().find(|sources| !sources.is_empty());
         let upstream_tls = match &own.tls {
@@ -62,13 +61,19 @@ impl SettingsFor {
     }
 }
 
-/// The services that the config names, by themselves or for a listener.
+/// The services that the config names, by themselves, for a listener or as a fallback.
 pub fn named(config: &Config) -> Vec<String> {
-    let listeners = config.listeners.iter().filter_map(|listener| listener.service.clone());
-    let mut named: Vec<String> = config.services.keys().cloned().chain(listeners).collect();
+    let elsewhere = named_elsewhere(config).map(ToOwned::to_owned);
+    let mut named: Vec<String> = config.services.keys().cloned().chain(elsewhere).collect();
     named.sort_unstable();
     named.dedup();
     named
+}
+
+fn named_elsewhere(config: &Config) -> impl Iterator<Item = &str> {
+    let services = config.services.values().chain([&config.defaults]);
+    let fallbacks = services.filter_map(|service| service.fallback.as_ref()?.service.as_deref());
+    config.listeners.iter().filter_map(|listener| listener.service.as_deref()).chain(fallbacks)
 }
 
 fn upstream_tls(config: &Tls) -> Result<Arc<UpstreamTls>, TlsError> {

@@ -1,25 +1,26 @@
 //! Whether a request may come in: its service's limits, before anything is done for it.
 
-use super::{body::Body, record::Record, waiting::past_deadline};
+use super::{record::Record, waiting::past_deadline};
 use crate::{
     cluster::{Cluster, limit::QueueFull},
     error::{ProxyError, Reason},
 };
-use http::Request;
+use http::HeaderMap;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 /// Lets the request in, or says why not. Gives whether it had to wait for that.
 pub async fn admit(
     cluster: &Cluster,
-    request: &Request<Body>,
+    headers: &HeaderMap,
+    started: Instant,
     deadline: Option<Instant>,
     record: &mut Record,
 ) -> Result<bool, ProxyError> {
     let limits = &cluster.limits;
     // Before it takes or waits for a place that another could have.
     if limits.is_rated() {
-        limits.take_rate(request.headers(), record.started()).map_err(rate_limited)?;
+        limits.take_rate(headers, started).map_err(rate_limited)?;
     }
     let waited = !limits.try_enter();
     let entered = if waited {
@@ -27,7 +28,7 @@ pub async fn admit(
         Box::pin(wait(cluster, deadline)).await?;
         Instant::now()
     } else {
-        record.started()
+        started
     };
     record.entered(entered);
     Ok(waited)

@@ -1,6 +1,6 @@
 //! A message's body on its way through: read from one codec, written by another, never gathered.
 
-use super::{h1, h2};
+use super::{h1, h2, last_good::Keeping};
 use crate::error::ProxyError;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
@@ -27,6 +27,8 @@ pub enum Body {
     H2Duplex(Box<h2::Duplex>),
     /// A body that is sent once more: first what was taken of it, then its rest.
     Again(Box<(VecDeque<Bytes>, Body)>),
+    /// A response's that is kept, as it passes, for when there is none.
+    Kept(Box<Keeping>),
     /// No body: the rest of a connection that was upgraded.
     Tunnel(Box<h1::Tunnel>),
 }
@@ -49,6 +51,7 @@ impl Body {
                 Some(data) => Poll::Ready(Some(Ok(Frame::data(data)))),
                 None => again.1.poll_next(cx),
             },
+            Self::Kept(keeping) => keeping.poll_next(cx),
             Self::Tunnel(_) => Poll::Ready(None),
         }
     }
@@ -63,7 +66,17 @@ impl Body {
             Self::H2(body) => body.is_done(),
             Self::H2Duplex(body) => body.is_done(),
             Self::Again(again) => again.0.is_empty() && again.1.is_done(),
+            Self::Kept(keeping) => keeping.body().is_done(),
             Self::Tunnel(_) => true,
+        }
+    }
+
+    /// Whether its own framing tells where it ends, so that one that was cut off is known as such.
+    pub fn tells_its_end(&self) -> bool {
+        match self {
+            Self::H1Response(body) => body.tells_its_end(),
+            Self::Kept(keeping) => keeping.body().tells_its_end(),
+            _ => true,
         }
     }
 
@@ -73,6 +86,7 @@ impl Body {
         match self {
             Self::H1Response(body) => body.poll_beside(cx),
             Self::H2Duplex(body) => body.poll_beside(cx),
+            Self::Kept(keeping) => keeping.body_mut().poll_beside(cx),
             _ => {}
         }
     }
@@ -90,6 +104,7 @@ impl Body {
                 let taken: usize = again.0.iter().map(Bytes::len).sum();
                 Some(taken as u64 + again.1.length()?)
             }
+            Self::Kept(keeping) => keeping.body().length(),
             Self::Tunnel(_) => Some(0),
         }
     }

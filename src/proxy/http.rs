@@ -3,9 +3,11 @@
 use super::{
     admission,
     body::Body,
+    fallback::Asked,
     header_maps,
     headers::{self, Origin},
     journey::{Destination, Journey},
+    last_good::LastGood,
     listener::Listener,
     pool::Pool,
     record::Record,
@@ -20,7 +22,7 @@ use crate::{
     route,
     telemetry::Telemetry,
 };
-use http::{Method, Request, Response};
+use http::{HeaderMap, Method, Request, Response, request};
 use std::{rc::Rc, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
@@ -30,6 +32,7 @@ pub struct Proxy {
     pub discovery: discovery::Handle,
     pub pool: Rc<Pool>,
     pub telemetry: Arc<Telemetry>,
+    pub last_good: LastGood,
 }
 
 /// Where a request came in, as its codec knows it.
@@ -80,37 +83,148 @@ async fn carry(
     record.routed(cluster.clone());
     let found = headers::Found::new(request.headers());
     let deadline = headers::deadline(request.headers(), &found, record.started())?;
-    let delayed = admission::admit(&cluster, request, deadline, record).await?;
-    let (snapshot, begun) =
-        ready_snapshot(&cluster, record.started(), down.proxy.discovery.first_answer(), deadline).await?;
+    let Ready { snapshot, begun, delayed } = match enter(&cluster, request, &found, deadline, down, record).await {
+        Ok(ready) => ready,
+        Err(outcome) => return *outcome,
+    };
+    let (parts, body) = prepare(request, &found, down.origin, record);
     let mut journey = Journey {
         to: Destination { cluster: &cluster, snapshot: &snapshot, proxy: down.proxy, is_grpc },
         interim: down.interim,
-        body: Some(std::mem::take(request.body_mut())),
-        parts: std::mem::take(request).into_parts().0,
+        body: Some(body),
+        parts,
         waiting: Waiting::new(&mut *down.timer, &snapshot.settings.service, begun, deadline),
     };
-    headers::prepare_request(&mut journey.parts, &found, down.origin);
-    record.prepared(&journey.parts);
     if delayed {
         journey.waiting.delayed();
     }
-    let response = journey.try_endpoints(record).await;
-    header_maps::give(journey.parts.headers);
-    let mut response = response?;
+    let outcome = match &snapshot.settings.service.faults {
+        None => journey.try_endpoints(record).await,
+        Some(faults) => Box::pin(journey.try_with_faults(faults, record)).await,
+    };
+    let (is_grpc, deadline) = (journey.to.is_grpc, journey.waiting.deadline());
+    let (parts, body) = journey.into_request();
+    let outcome = match &snapshot.settings.service.fallback {
+        None => {
+            header_maps::give(parts.headers);
+            outcome
+        }
+        Some(fallback) => {
+            let asked = Asked { cluster: &cluster, fallback, is_grpc, deadline, parts, body };
+            match asked.accept(outcome, down.proxy) {
+                Ok(outcome) => outcome,
+                Err(unsettled) => Box::pin(unsettled.settle(down, record)).await,
+            }
+        }
+    };
+    let mut response = outcome?;
     headers::prepare_response(&mut response);
     Ok(response)
+}
+
+/// Carries a request to another service than the one that it is for.
+pub async fn carry_to(
+    service: &str,
+    parts: request::Parts,
+    body: Body,
+    is_grpc: bool,
+    deadline: Option<Instant>,
+    down: &mut Downstream<'_>,
+    record: &mut Record,
+) -> Result<Response<Body>, ProxyError> {
+    let cluster = cluster_of(service, down.proxy).await?;
+    cluster.mark_used();
+    record.handed_to(cluster.clone());
+    let Ready { snapshot, begun, delayed } =
+        admit(&cluster, &parts.headers, Instant::now(), deadline, down.proxy, record).await?;
+    let mut journey = Journey {
+        to: Destination { cluster: &cluster, snapshot: &snapshot, proxy: down.proxy, is_grpc },
+        interim: down.interim,
+        body: Some(body),
+        parts,
+        waiting: Waiting::new(&mut *down.timer, &snapshot.settings.service, begun, deadline),
+    };
+    if delayed {
+        journey.waiting.delayed();
+    }
+    let outcome = journey.try_endpoints(record).await;
+    header_maps::give(journey.parts.headers);
+    outcome
+}
+
+/// Takes the request out of where it is, with the headers that the next hop gets.
+fn prepare(
+    request: &mut Request<Body>,
+    found: &headers::Found,
+    origin: &Origin,
+    record: &mut Record,
+) -> (request::Parts, Body) {
+    let (mut parts, body) = std::mem::take(request).into_parts();
+    headers::prepare_request(&mut parts, found, origin);
+    record.prepared(&parts);
+    (parts, body)
 }
 
 /// The service that the request asks for.
 async fn find_cluster(request: &Request<Body>, down: &Downstream<'_>) -> Result<Arc<Cluster>, ProxyError> {
     let settings = down.listener.settings();
     let service = route::service(request, &settings.rule)?;
-    match down.proxy.discovery.table().get(service) {
+    cluster_of(service, down.proxy).await
+}
+
+async fn cluster_of(service: &str, proxy: &Proxy) -> Result<Arc<Cluster>, ProxyError> {
+    match proxy.discovery.table().get(service) {
         Some(cluster) => Ok(cluster),
         // Boxed, like all that is large and rare here: a connection's memory is that of its whole future.
-        None => Box::pin(down.proxy.discovery.follow(service)).await,
+        None => Box::pin(proxy.discovery.follow(service)).await,
     }
+}
+
+/// Lets the request in as [`admit`] does; where that fails, gives what the caller gets.
+async fn enter(
+    cluster: &Arc<Cluster>,
+    request: &mut Request<Body>,
+    found: &headers::Found,
+    deadline: Option<Instant>,
+    down: &mut Downstream<'_>,
+    record: &mut Record,
+) -> Result<Ready, Box<Result<Response<Body>, ProxyError>>> {
+    let error = match admit(cluster, request.headers(), record.started(), deadline, down.proxy, record).await {
+        Ok(ready) => return Ok(ready),
+        Err(error) => error,
+    };
+    let settings = cluster.load().settings.clone();
+    let Some(fallback) = &settings.service.fallback else { return Err(Box::new(Err(error))) };
+    let is_grpc = headers::is_grpc(request.headers());
+    let (parts, body) = prepare(request, found, down.origin, record);
+    let asked = Asked { cluster, fallback, is_grpc, deadline, parts, body: Some(body) };
+    Err(Box::new(match asked.accept(Err(error), down.proxy) {
+        Ok(outcome) => outcome,
+        Err(unsettled) => Box::pin(unsettled.settle(down, record)).await,
+    }))
+}
+
+/// What a request needs of its service to be sent.
+struct Ready {
+    snapshot: Arc<Snapshot>,
+    /// Since when the request's own time counts.
+    begun: Instant,
+    /// Whether it had to wait for its place.
+    delayed: bool,
+}
+
+/// Gives a request its place among the service's, and the service's endpoints.
+async fn admit(
+    cluster: &Cluster,
+    headers: &HeaderMap,
+    started: Instant,
+    deadline: Option<Instant>,
+    proxy: &Proxy,
+    record: &mut Record,
+) -> Result<Ready, ProxyError> {
+    let delayed = admission::admit(cluster, headers, started, deadline, record).await?;
+    let (snapshot, begun) = ready_snapshot(cluster, started, proxy.discovery.first_answer(), deadline).await?;
+    Ok(Ready { snapshot, begun, delayed })
 }
 
 /// The service's endpoints; on the first request for it, once its registry has answered. And since when the request's own

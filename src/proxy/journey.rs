@@ -2,7 +2,7 @@
 
 use super::{
     body::Body,
-    h1, h2, headers,
+    fault, h1, h2, headers,
     http::{Interim, Proxy},
     pool::Lease,
     record::Record,
@@ -19,6 +19,7 @@ use crate::{
         endpoint::InFlight,
         health::{Choice, Outcome},
     },
+    config::FaultInjection,
     error::{Fault, ProxyError, Reason},
     registry::Protocol,
 };
@@ -57,6 +58,24 @@ pub struct Destination<'j> {
 }
 
 impl Journey<'_> {
+    /// The request, and its body if it is still at hand.
+    pub fn into_request(self) -> (request::Parts, Option<Body>) {
+        (self.parts, self.body)
+    }
+
+    /// As [`Self::try_endpoints`], after the faults that are put in for testing.
+    pub async fn try_with_faults(
+        &mut self,
+        faults: &FaultInjection,
+        record: &mut Record,
+    ) -> Result<Response<Body>, ProxyError> {
+        let (headers, is_grpc) = (&self.parts.headers, self.to.is_grpc);
+        match fault::inject(faults, headers, is_grpc, &mut self.waiting, record).await? {
+            None => self.try_endpoints(record).await,
+            Some(response) => Ok(response),
+        }
+    }
+
     /// Sends the request to one endpoint after another until there is a response for the caller, or another try cannot
     /// help or is not allowed.
     pub async fn try_endpoints(&mut self, record: &mut Record) -> Result<Response<Body>, ProxyError> {
@@ -281,7 +300,7 @@ fn connect_error(endpoint: &Endpoint, error: &ConnectError) -> ProxyError {
 }
 
 /// Reads what is at hand of a response that nobody gets. Its connection is then free for others, or closed.
-fn discard(response: Response<Body>) {
+pub(super) fn discard(response: Response<Body>) {
     let mut body = response.into_body();
     let mut cx = Context::from_waker(std::task::Waker::noop());
     let mut read = 0;

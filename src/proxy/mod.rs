@@ -2,6 +2,8 @@
 
 pub mod admission;
 pub mod body;
+pub mod fallback;
+pub mod fault;
 pub mod h1;
 pub mod h2;
 pub mod header_maps;
@@ -9,6 +11,7 @@ pub mod headers;
 pub mod hedge;
 pub mod http;
 pub mod journey;
+pub mod last_good;
 pub mod listener;
 pub mod pool;
 pub mod record;

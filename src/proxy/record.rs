@@ -15,6 +15,7 @@ use crate::{
     telemetry::{
         Telemetry,
         access_log::{AccessRecord, Text},
+        labels::{FallbackKind, InjectedFault},
     },
 };
 use http::{
@@ -33,13 +34,15 @@ pub struct Record {
     telemetry: Arc<Telemetry>,
     listener: Rc<Listener>,
     started: Instant,
+    /// The service that it is for.
     cluster: Option<Arc<Cluster>>,
     /// Since when it has a place among the service's requests in flight, which it must leave.
     entered: Option<Instant>,
     in_flight: Option<InFlight>,
     attempts: u32,
     status: u16,
-    failure: Option<ProxyError>,
+    failure: Option<Box<ProxyError>>,
+    rare: Option<Box<Rare>>,
     line: Line,
     /// When the response had been written to its end.
     ended: Option<Instant>,
@@ -47,6 +50,17 @@ pub struct Record {
     pub bytes_in: u64,
     /// Bytes of the response's body.
     pub bytes_out: u64,
+}
+
+/// What hardly any request has, and a connection need not have room for.
+#[derive(Debug, Default)]
+struct Rare {
+    /// What the caller gets instead of an error, and what that was.
+    fallback: Option<(FallbackKind, Reason)>,
+    /// The service that its fallback is, once it is tried.
+    carrier: Option<Arc<Cluster>>,
+    /// What was put in on purpose, the last of it.
+    fault: Option<InjectedFault>,
 }
 
 /// The request as the access log shows it. All of it is shared with the request, not copied.
@@ -72,6 +86,7 @@ impl Record {
             attempts: 0,
             status: 0,
             failure: None,
+            rare: None,
             line: Line {
                 peer: down.origin.peer,
                 method: request.method().clone(),
@@ -131,14 +146,15 @@ impl Record {
 
     /// Another try will be made because of `reason`.
     pub fn retried(&self, reason: Reason) {
-        if let Some(cluster) = &self.cluster {
+        if let Some(cluster) = carrier(&self.rare, &self.cluster) {
             cluster.metrics.retries.inc(reason as usize);
         }
     }
 
     /// What came of the current try, as far as it says something about its endpoint.
     pub fn tell(&mut self, outcome: Outcome) {
-        if let (Some(cluster), Some(in_flight)) = (&self.cluster, &mut self.in_flight) {
+        let carrier = carrier(&self.rare, &self.cluster);
+        if let (Some(cluster), Some(in_flight)) = (carrier, &mut self.in_flight) {
             cluster.tell(in_flight, outcome);
         }
     }
@@ -164,7 +180,8 @@ impl Record {
     /// The response's head, ours or the upstream's, is known.
     pub fn responded(&mut self, status: StatusCode) {
         self.status = status.as_u16();
-        if let (Some(cluster), Some(entered)) = (&self.cluster, self.entered)
+        let carrier = carrier(&self.rare, &self.cluster);
+        if let (Some(cluster), Some(entered)) = (carrier, self.entered)
             && cluster.limits.is_adapting()
             && self.tells_latency(status)
         {
@@ -176,8 +193,51 @@ impl Record {
     /// Whether the time it took says how busy the service is. What fails at once does not.
     fn tells_latency(&self, status: StatusCode) -> bool {
         match &self.failure {
+            _ if matches!(self.fallback(), Some((FallbackKind::Response | FallbackKind::LastGood, _))) => false,
             None => !status.is_server_error(),
             Some(failure) => matches!(failure.reason, Reason::RequestTimeout | Reason::TryTimeout),
+        }
+    }
+
+    /// A fault is put in.
+    pub fn injected(&mut self, fault: InjectedFault) {
+        self.rare().fault = Some(fault);
+        if let Some(cluster) = &self.cluster {
+            cluster.metrics.faults.inc(fault as usize);
+        }
+    }
+
+    /// The caller gets something else than what came of its request, because of `reason`.
+    pub fn fell_back(&mut self, kind: FallbackKind, reason: Reason) {
+        self.rare().fallback = Some((kind, reason));
+        if let Some(cluster) = &self.cluster {
+            cluster.metrics.fallbacks.inc(kind as usize);
+            if self.failure.is_none() {
+                cluster.metrics.errors.inc(reason as usize);
+            }
+        }
+    }
+
+    /// Its tries are now on endpoints of another service than the one that it is for.
+    /// It gives its place there back, and needs one here.
+    pub fn handed_to(&mut self, cluster: Arc<Cluster>) {
+        self.leave();
+        self.rare().carrier = Some(cluster);
+    }
+
+    fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    fn fallback(&self) -> Option<(FallbackKind, Reason)> {
+        self.rare.as_ref()?.fallback
+    }
+
+    fn leave(&mut self) {
+        if self.entered.take().is_some()
+            && let Some(cluster) = carrier(&self.rare, &self.cluster)
+        {
+            cluster.limits.leave();
         }
     }
 
@@ -187,13 +247,14 @@ impl Record {
             self.tell(Outcome::Failure);
         }
         if self.failure.is_none() {
-            self.failure = Some(error);
+            self.failure = Some(Box::new(error));
         }
     }
 
     /// How long the response may take, now that it has begun.
     pub fn patience(&self) -> Patience {
-        let Some(cluster) = &self.cluster else { return Patience { idle: Duration::from_secs(60), until: None } };
+        let carrier = carrier(&self.rare, &self.cluster);
+        let Some(cluster) = carrier else { return Patience { idle: Duration::from_secs(60), until: None } };
         let timeouts = &cluster.load().settings.service.timeouts;
         Patience { idle: timeouts.idle, until: timeouts.stream.map(|stream| self.started + stream) }
     }
@@ -220,6 +281,11 @@ impl Record {
     }
 }
 
+/// The service whose endpoints are tried.
+fn carrier<'r>(rare: &'r Option<Box<Rare>>, cluster: &'r Option<Arc<Cluster>>) -> Option<&'r Arc<Cluster>> {
+    rare.as_ref().and_then(|rare| rare.carrier.as_ref()).or(cluster.as_ref())
+}
+
 /// Whether this status says that the endpoint is in trouble. 501 says something about the request only.
 fn is_failure(status: StatusCode) -> bool {
     status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED
@@ -228,19 +294,17 @@ fn is_failure(status: StatusCode) -> bool {
 impl Drop for Record {
     fn drop(&mut self) {
         if self.ended.is_none() && self.failure.is_none() {
-            self.failure = Some(ProxyError::new(Reason::DownstreamClosed, "the request was abandoned"));
+            self.failure = Some(Box::new(ProxyError::new(Reason::DownstreamClosed, "the request was abandoned")));
         }
         let reason = self.failure.as_ref().map(|failure| failure.reason);
         if self.status == 0 {
             self.status = reason.map_or(0, |reason| reason.status().as_u16());
         }
         let duration = self.ended.unwrap_or_else(Instant::now) - self.started;
+        self.leave();
         match &self.cluster {
             Some(cluster) => {
                 let metrics = &cluster.metrics;
-                if self.entered.is_some() {
-                    cluster.limits.leave();
-                }
                 metrics.requests.inc(self.status);
                 metrics.duration.observe(duration);
                 metrics.request_bytes.add(self.bytes_in);
@@ -255,7 +319,7 @@ impl Drop for Record {
                 }
             }
         }
-        if self.telemetry.access_log.wants(self.status, self.failure.is_some()) {
+        if self.telemetry.access_log.wants(self.status, self.failure.is_some() || self.fallback().is_some()) {
             let line = self.access_record(duration);
             self.telemetry.access_log.log(line);
         }
@@ -264,6 +328,7 @@ impl Drop for Record {
 
 impl Record {
     fn access_record(&mut self, duration: Duration) -> AccessRecord {
+        let failed = self.failure.as_ref().map(|failure| failure.reason);
         let endpoint = self.in_flight.as_ref().map(|in_flight| match &in_flight.endpoint().instance.address {
             Address::Ip(address) => Text::from(*address),
             name @ Address::Name { .. } => Text::Shared(name.to_string().into()),
@@ -284,7 +349,9 @@ impl Record {
             duration,
             attempts: self.attempts,
             request_id: self.line.request_id.take().map(Text::from),
-            reason: self.failure.as_ref().map(|failure| failure.reason.as_str()),
+            reason: failed.or(self.fallback().map(|(_, reason)| reason)).map(Reason::as_str),
+            fallback: self.fallback().map(|(kind, _)| kind.as_str()),
+            fault: self.rare.as_ref().and_then(|rare| rare.fault).map(InjectedFault::as_str),
         }
     }
 }

@@ -4,7 +4,7 @@ use super::{body::Body, headers::GRPC_STATUS};
 use crate::error::ProxyError;
 use bytes::Bytes;
 use http::{
-    HeaderName, HeaderValue, Response,
+    HeaderName, HeaderValue, Response, StatusCode,
     header::{CONTENT_TYPE, RETRY_AFTER},
 };
 
@@ -13,20 +13,36 @@ const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// A short plain-text answer with the reason in `x-pillion-error`; for gRPC a trailers-only response.
 pub fn error(error: &ProxyError, is_grpc: bool) -> Response<Body> {
+    let status = if is_grpc { Status::Grpc(error.reason.grpc_status()) } else { Status::Http(error.reason.status()) };
+    with_status(error, status)
+}
+
+/// The status of an answer: that of HTTP, or that of a gRPC call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    Http(StatusCode),
+    Grpc(u8),
+}
+
+/// As [`error`], with another status than the reason's own.
+pub fn with_status(error: &ProxyError, status: Status) -> Response<Body> {
     let text = format!("pillion: {error}\n");
-    let mut response = if is_grpc {
-        let mut response = Response::new(Body::Empty);
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        response.headers_mut().insert(GRPC_STATUS, HeaderValue::from(u16::from(error.reason.grpc_status())));
-        if let Ok(message) = HeaderValue::from_str(&percent_encode(text.trim_end())) {
-            response.headers_mut().insert(GRPC_MESSAGE, message);
+    let mut response = match status {
+        Status::Grpc(status) => {
+            let mut response = Response::new(Body::Empty);
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            response.headers_mut().insert(GRPC_STATUS, HeaderValue::from(u16::from(status)));
+            if let Ok(message) = HeaderValue::from_str(&percent_encode(text.trim_end())) {
+                response.headers_mut().insert(GRPC_MESSAGE, message);
+            }
+            response
         }
-        response
-    } else {
-        let mut response = Response::new(Body::Full(Bytes::from(text)));
-        *response.status_mut() = error.reason.status();
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        response
+        Status::Http(status) => {
+            let mut response = Response::new(Body::Full(Bytes::from(text)));
+            *response.status_mut() = status;
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+            response
+        }
     };
     response.headers_mut().insert(X_PILLION_ERROR, HeaderValue::from_static(error.reason.as_str()));
     if let Some(seconds) = error.retry_after {

@@ -28,9 +28,7 @@ pub enum Verdict {
 pub fn judge(response: &Response<Body>, is_grpc: bool, method: &Method, retry: &config::Retry) -> Verdict {
     let headers = response.headers();
     if is_grpc {
-        // In the head only where there is nothing else: a response that has begun cannot be taken back.
-        let unavailable = headers.get(GRPC_STATUS).is_some_and(|status| status == UNAVAILABLE);
-        if !unavailable || !retry.on.contains(&RetryOn::GrpcUnavailable) {
+        if !is_grpc_unavailable(response) || !retry.on.contains(&RetryOn::GrpcUnavailable) {
             return Verdict::Final;
         }
         return match headers.get(GRPC_RETRY_PUSHBACK) {
@@ -42,14 +40,20 @@ pub fn judge(response: &Response<Body>, is_grpc: bool, method: &Method, retry: &
             },
         };
     }
-    let gateway_error = matches!(
-        response.status(),
-        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
-    );
-    if gateway_error && method.is_idempotent() && retry.on.contains(&RetryOn::GatewayError) {
+    if is_gateway_error(response) && method.is_idempotent() && retry.on.contains(&RetryOn::GatewayError) {
         return Verdict::Again(retry_after(headers));
     }
     Verdict::Final
+}
+
+/// Whether a response says that its service cannot be reached, or cannot serve now.
+pub fn is_gateway_error(response: &Response<Body>) -> bool {
+    matches!(response.status(), StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT)
+}
+
+/// The same of a response to gRPC, by its head. A response that has begun cannot be taken back.
+pub fn is_grpc_unavailable(response: &Response<Body>) -> bool {
+    response.headers().get(GRPC_STATUS).is_some_and(|status| status == UNAVAILABLE)
 }
 
 /// Whether a request whose try gave no response can be sent again without being executed twice.

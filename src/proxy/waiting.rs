@@ -124,6 +124,11 @@ impl<'t> Waiting<'t> {
         (self.sent, self.seen, self.quiet, self.until) = (false, 0, 0, self.over);
     }
 
+    /// When the caller wants its answer at the latest.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
     /// Since when the endpoint has been waited for: the end of the request, or its start while it is still being sent.
     pub fn since(&self) -> Instant {
         self.since

@@ -53,6 +53,36 @@ impl EndpointState {
     pub const COUNT: usize = 4;
 }
 
+/// A fault that was put in on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InjectedFault {
+    Delay,
+    Abort,
+}
+
+/// What a caller got instead of an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FallbackKind {
+    /// The response that the config has for it.
+    Response,
+    /// Another service's answer.
+    Service,
+    /// The last good response.
+    LastGood,
+}
+
+impl InjectedFault {
+    pub const fn as_str(self) -> &'static str {
+        WORDS.faults[self as usize]
+    }
+}
+
+impl FallbackKind {
+    pub const fn as_str(self) -> &'static str {
+        WORDS.fallbacks[self as usize]
+    }
+}
+
 const REASONS: [&str; Reason::ALL.len()] = {
     let mut words = [""; Reason::ALL.len()];
     let mut at = 0;
@@ -71,4 +101,6 @@ pub const WORDS: Words = Words {
     endpoints: &["available", "unavailable", "ejected", "unhealthy"],
     health_checks: &["passed", "failed"],
     ejections: &["consecutive_failures", "failure_percent", "outlier", "no_success"],
+    fallbacks: &["response", "service", "last-good"],
+    faults: &["delay", "abort"],
 };

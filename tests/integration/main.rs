@@ -6,6 +6,8 @@ mod cut_anywhere;
 mod demo;
 mod e2e;
 mod ejection;
+mod fallback;
+mod faults;
 mod faulty_connections;
 #[cfg(feature = "real-servers")]
 mod following;

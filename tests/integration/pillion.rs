@@ -63,6 +63,12 @@ impl Setup {
         self
     }
 
+    /// With a log of all requests: [`Pillion::access_line`].
+    pub fn access_log(mut self) -> Self {
+        self.top += "access_log: { mode: all, path: access.log }\n";
+        self
+    }
+
     /// Starts the program and waits until it says that it is up.
     pub async fn start(self) -> Pillion {
         let dir = TempDir::new().unwrap();
@@ -150,6 +156,19 @@ impl Pillion {
     /// Opens a connection to the listener `egress`.
     pub async fn connect(&self) -> Peer {
         Peer::connect(self.egress()).await
+    }
+
+    /// Waits for a line with `text` in the log of requests, and returns it.
+    pub async fn access_line(&self, text: &str) -> String {
+        let start = Instant::now();
+        loop {
+            let log = fs::read_to_string(self.dir.path().join("access.log")).unwrap_or_default();
+            if let Some(line) = log.lines().find(|line| line.contains(text)) {
+                return line.to_owned();
+            }
+            assert!(start.elapsed() < PATIENCE, "`{text}` is not in the log of requests:\n{log}");
+            sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// Replaces the instances of the file registry.

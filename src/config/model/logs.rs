@@ -25,7 +25,7 @@ pub struct Sample(#[schemars(range(min = 0.0, max = 1.0))] pub f64);
 #[serde(rename_all = "lowercase")]
 pub enum AccessLogMode {
     Off,
-    /// Responses with 5xx, those made by pillion itself, and requests that were cut off.
+    /// Responses with 5xx, those made by pillion itself, and requests that were cut off or needed a fallback.
     #[default]
     Errors,
     All,

@@ -1,8 +1,10 @@
 //! The shape of the config file. Every field's doc comment appears in the JSON Schema; every default is stated here.
 
 mod discovery;
+mod fallback;
 mod health_check;
 mod hedge;
+mod injection;
 mod limits;
 mod listener;
 mod logs;
@@ -14,8 +16,10 @@ mod service;
 mod tls;
 
 pub use discovery::Discovery;
+pub use fallback::{Fallback, FallbackOn, FixedResponse, LastGood};
 pub use health_check::{GrpcCheck, HealthCheck, HttpCheck, StatusRange};
 pub use hedge::Hedge;
+pub use injection::{Abort, Delay, FaultInjection, Percent};
 pub use limits::{AdaptiveLimit, CallerRate, Limits, RateLimit};
 pub use listener::{Listener, ListenerLimits, ListenerProtocol};
 pub use logs::{AccessLog, AccessLogMode, Log, LogFormat, Sample};

@@ -1,6 +1,6 @@
 //! How requests for a service are carried.
 
-use super::{super::human, Breaker, HealthCheck, Hedge, Limits, Outlier, Retry, Tls};
+use super::{super::human, Breaker, Fallback, FaultInjection, HealthCheck, Hedge, Limits, Outlier, Retry, Tls};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -38,6 +38,12 @@ pub struct Service {
     pub panic_threshold: u32,
     pub pool: Pool,
     pub limits: Limits,
+    /// What callers get instead of an error. Without it: the error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<Fallback>,
+    /// Faults for testing. Without it there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub faults: Option<FaultInjection>,
 }
 
 /// What an upstream speaks.
@@ -129,6 +135,8 @@ impl Default for Service {
             panic_threshold: 50,
             pool: Pool::default(),
             limits: Limits::default(),
+            fallback: None,
+            faults: None,
         }
     }
 }

@@ -4,7 +4,7 @@ use super::{REGISTRY, errors_of};
 
 /// Checks texts that start with a registry in line 1, so that their own lines count from 2.
 #[track_caller]
-fn table(cases: &[(&str, &[&str])]) {
+pub(super) fn table(cases: &[(&str, &[&str])]) {
     let mut wrong = String::new();
     for (text, expected) in cases {
         let found = errors_of(&format!("{REGISTRY}{text}"));

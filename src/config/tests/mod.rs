@@ -1,5 +1,6 @@
 //! Tests of loading as a whole: text and settings in, config or errors out.
 
+mod fallbacks;
 mod faults;
 mod layers;
 mod printing;

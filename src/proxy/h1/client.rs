@@ -263,6 +263,11 @@ impl ResponseBody {
     pub fn length(&self) -> Option<u64> {
         self.exchange.reader.decoder.length()
     }
+
+    /// Where only the connection's end ends it, nobody knows whether more was to come.
+    pub fn tells_its_end(&self) -> bool {
+        !matches!(self.exchange.reader.decoder, Decoder::UntilClose)
+    }
 }
 
 /// A connection that has left HTTP behind, with what was already read from it.

@@ -35,8 +35,12 @@ pub struct AccessRecord {
     /// Endpoints tried.
     pub attempts: u32,
     pub request_id: Option<Text>,
-    /// Why pillion answered itself or cut the request off.
+    /// Why pillion answered itself, cut the request off or looked for a fallback.
     pub reason: Option<&'static str>,
+    /// What the caller got instead of an error.
+    pub fallback: Option<&'static str>,
+    /// What was put in on purpose.
+    pub fault: Option<&'static str>,
 }
 
 /// Bytes that are cheap to clone, from wherever a request has them. They need not be UTF-8.
@@ -120,6 +124,15 @@ impl AccessRecord {
         text(out, self.endpoint.as_ref());
         put(out, format_args!(" attempts={} id=", self.attempts));
         text(out, self.request_id.as_ref());
+        for (key, word) in self.rare() {
+            put(out, format_args!(" {key}={word}"));
+        }
+    }
+
+    /// What most lines do without.
+    fn rare(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let all = [("fallback", self.fallback), ("fault", self.fault)];
+        all.into_iter().filter_map(|(key, word)| Some((key, word?)))
     }
 
     fn write_json(&self, out: &mut Vec<u8>) {
@@ -146,6 +159,9 @@ impl AccessRecord {
         text(out, "endpoint", self.endpoint.as_ref());
         put(out, format_args!(",\"attempts\":{}", self.attempts));
         text(out, "request_id", self.request_id.as_ref());
+        for (key, word) in self.rare() {
+            put(out, format_args!(",\"{key}\":\"{word}\""));
+        }
         out.push(b'}');
     }
 }

@@ -23,6 +23,8 @@ fn record(path: impl Into<Text>) -> AccessRecord {
         attempts: 1,
         request_id: None,
         reason: None,
+        fallback: None,
+        fault: None,
     }
 }
 
@@ -63,6 +65,10 @@ fn lines_read_as_documented() {
             "attempts": 1,
         })
     );
+    (record.fallback, record.fault) = (Some("last-good"), Some("delay"));
+    assert!(text(&record).ends_with(" id=- fallback=last-good fault=delay\n"), "{}", text(&record));
+    let line = json(&record);
+    assert_eq!((&line["fallback"], &line["fault"]), (&"last-good".into(), &"delay".into()));
 }
 
 proptest! {

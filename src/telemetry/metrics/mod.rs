@@ -38,6 +38,10 @@ pub struct Words {
     pub health_checks: &'static [&'static str],
     /// `cause` of `pillion_ejections_total`.
     pub ejections: &'static [&'static str],
+    /// `kind` of `pillion_fallbacks_total`.
+    pub fallbacks: &'static [&'static str],
+    /// `kind` of `pillion_faults_total`.
+    pub faults: &'static [&'static str],
 }
 
 /// All metrics of one pillion. There are no globals, so that several can live in one process (tests do).
@@ -84,6 +88,9 @@ pub struct ServiceMetrics {
     pub hedges: Counter,
     /// Those of them that the second one answered.
     pub hedges_won: Counter,
+    pub fallbacks: Tally,
+    /// Those put in on purpose.
+    pub faults: Tally,
     pub pool: PoolMetrics,
     /// Endpoints by state: [`Tally::set`].
     pub endpoints: Tally,
@@ -162,6 +169,8 @@ impl Metrics {
                 retries_active: Arc::default(),
                 hedges: Counter::default(),
                 hedges_won: Counter::default(),
+                fallbacks: Tally::new(self.words.fallbacks),
+                faults: Tally::new(self.words.faults),
                 pool: PoolMetrics {
                     idle: Gauge::default(),
                     active: Gauge::default(),
@@ -284,6 +293,8 @@ impl ServiceMetrics {
         for (family, label, tally) in [
             (Family::Errors, "reason", &self.errors),
             (Family::Retries, "reason", &self.retries),
+            (Family::Fallbacks, "kind", &self.fallbacks),
+            (Family::Faults, "kind", &self.faults),
             (Family::PoolClosed, "reason", &self.pool.closed),
             (Family::Endpoints, "state", &self.endpoints),
             (Family::Ejections, "cause", &self.ejections),

@@ -10,6 +10,8 @@ const WORDS: Words = Words {
     endpoints: &["ready", "ejected"],
     ejections: &["outlier"],
     health_checks: &["passed", "failed"],
+    fallbacks: &["response"],
+    faults: &["delay"],
 };
 
 const OPEN: Option<&str> = Some("application/openmetrics-text;version=1.0.0");
