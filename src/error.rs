@@ -178,6 +178,21 @@ impl Reason {
         }
     }
 
+    /// Whether an application may have executed the request that ended so.
+    pub const fn may_have_run(self) -> bool {
+        matches!(
+            self,
+            Self::UpstreamClosed
+                | Self::UpstreamProtocol
+                | Self::UpstreamTruncated
+                | Self::UpstreamUnavailable
+                | Self::RequestTimeout
+                | Self::TryTimeout
+                | Self::IdleTimeout
+                | Self::StreamTimeout
+        )
+    }
+
     /// What an HTTP caller gets.
     pub const fn status(self) -> StatusCode {
         match self {
@@ -277,6 +292,14 @@ mod tests {
             ProxyError::new(Reason::RateLimited, "").retry_after(Duration::from_millis(wait)).retry_after.unwrap().get()
         };
         assert_eq!([told(0), told(1), told(1000), told(1001), told(59_500)], [1, 1, 1, 2, 60]);
+    }
+
+    #[test]
+    fn what_is_always_retried_was_not_executed() {
+        let wrong = Reason::ALL.into_iter().find(|reason| reason.retry() == Retry::Always && reason.may_have_run());
+        assert_eq!(wrong, None);
+        let doubtful = Reason::ALL.into_iter().filter(|reason| reason.retry() == Retry::IfIdempotent);
+        assert_eq!(doubtful.map(Reason::may_have_run).filter(|may| !may).count(), 0);
     }
 
     #[test]

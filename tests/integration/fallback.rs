@@ -134,7 +134,10 @@ async fn the_upstream_s_own_answer_counts_as_the_config_says() {
 #[tokio::test]
 async fn another_service_gets_the_request_with_its_body() {
     let down = Upstream::bind().await.answering(|_| "HTTP/1.1 503 Down\r\ncontent-length: 0\r\n\r\n".into());
-    for address in [nobody().await, down.address.to_string()] {
+    let put = |path: &str, body: &str| post(path, body).replacen("POST", "PUT", 1);
+    for (address, request) in
+        [(nobody().await, post("/path?a=b", "the body")), (down.address.to_string(), put("/path?a=b", "the body"))]
+    {
         let mut standby = Upstream::bind().await.answering(|_| good("x-from: standby\r\n", "here"));
         let pillion = Setup::users([address])
             .instances("standby", [standby.address])
@@ -143,15 +146,24 @@ async fn another_service_gets_the_request_with_its_body() {
             .start()
             .await;
         let mut client = pillion.connect().await;
-        let response = ask(&mut client, post("/path?a=b", "the body")).await;
+        let method = request.split_once(' ').unwrap().0.to_owned();
+        let response = ask(&mut client, request).await;
         assert_eq!(from(&response), (200, "here".into(), Some("service")));
         assert_eq!(response.get("x-from"), Some("standby"));
         let seen = standby.seen().await;
-        assert_eq!((seen.start.as_str(), seen.text().as_str()), ("POST /path?a=b HTTP/1.1", "the body"));
+        assert_eq!(
+            (seen.start.as_str(), seen.text().as_str()),
+            (format!("{method} /path?a=b HTTP/1.1").as_str(), "the body")
+        );
         assert_eq!((seen.get("host"), seen.get("x-pillion-attempt")), (Some("user-service"), None));
         let line = pillion.access_line(" fallback=service").await;
         assert!(line.contains(&format!("service=user-service endpoint={} ", standby.address)), "{line}");
         counted(&pillion, "service", 1.0).await;
+        if method == "PUT" {
+            // It was answered, so it may have been executed.
+            assert_eq!(ask(&mut client, post("/", "x")).await.status(), 503);
+            continue;
+        }
         let h2 = Client::connect(pillion.egress()).await;
         let answer = h2.post("/", "over HTTP/2").await.unwrap();
         assert_eq!(

@@ -16,8 +16,8 @@ pub struct Fallback {
     pub on: Vec<FallbackOn>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub response: Option<FixedResponse>,
-    /// Another service to carry the request to, whatever its method, if its body is still at hand (`retry.buffer`). That
-    /// service's own fallback does not count then.
+    /// Another service to carry the request to, if its body is still at hand (`retry.buffer`), and if it is idempotent or
+    /// surely was not executed. That service's own fallback does not count then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
