@@ -105,6 +105,7 @@ fn settings(Detail { settings, .. }: &Detail) -> String {
     let policy = match settings.policy {
         Policy::PeakEwma => "peak-ewma",
         Policy::LeastRequest => "least-request",
+        Policy::LeastConnections => "least-connections",
         Policy::RoundRobin => "round-robin",
         Policy::Random => "random",
         Policy::ResponseTime => "response-time",

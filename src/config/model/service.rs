@@ -71,6 +71,8 @@ pub enum Policy {
     PeakEwma,
     /// The one of two drawn at random that has fewer requests in flight.
     LeastRequest,
+    /// The one that has the fewest requests in flight, of all; of more than 64 endpoints, of eight drawn at random.
+    LeastConnections,
     /// In turn, smoothly interleaved by weight.
     RoundRobin,
     /// At random, by weight.

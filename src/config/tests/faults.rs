@@ -58,7 +58,7 @@ fn values_of_the_wrong_type() {
             "services: { web.example: { balance: { policy: peak_ewma } } }",
             &[
                 "2:47: services.\"web.example\".balance.policy: found `peak_ewma`; expected `peak-ewma`, `least-request`, \
-             `round-robin`, `random` or `response-time`; did you mean `peak-ewma`?",
+             `least-connections`, `round-robin`, `random` or `response-time`; did you mean `peak-ewma`?",
             ],
         ),
         ("services: { web: { hedge: {} } }", &["2:27: services.web.hedge: expected either `after` or `percentile`"]),

@@ -1,4 +1,4 @@
-use super::*;
+use super::{turn::gcd, *};
 use crate::{
     cluster::{
         Live,
@@ -27,8 +27,14 @@ fn counts(selector: &Selector, endpoints: &[Arc<Endpoint>], picks: usize) -> Vec
     counts
 }
 
-const POLICIES: [Policy; 5] =
-    [Policy::PeakEwma, Policy::LeastRequest, Policy::RoundRobin, Policy::Random, Policy::ResponseTime];
+const POLICIES: [Policy; 6] = [
+    Policy::PeakEwma,
+    Policy::LeastRequest,
+    Policy::LeastConnections,
+    Policy::RoundRobin,
+    Policy::Random,
+    Policy::ResponseTime,
+];
 
 #[test]
 fn every_policy_honours_weights() {
@@ -83,6 +89,45 @@ fn least_request_avoids_the_busy_one() {
     let endpoints = endpoints(&[1, 1, 1]);
     let _busy: Vec<_> = (0..5).map(|_| InFlight::start(endpoints[1].clone(), Choice::Available)).collect();
     assert_eq!(counts(&Selector::new(Policy::LeastRequest, &endpoints, |_| true), &endpoints, 1000)[1], 0);
+}
+
+#[test]
+fn least_connections_takes_the_least_busy_by_weight_of_all() {
+    let endpoints = endpoints(&[100, 100, 200, 100]);
+    let selector = Selector::new(Policy::LeastConnections, &endpoints, |_| true);
+    let mut busy = Vec::new();
+    for _ in 0..50 {
+        let (index, choice) = selector.pick(&endpoints, &[], Instant::now()).unwrap();
+        busy.push(InFlight::start(endpoints[index].clone(), choice));
+    }
+    let in_flight: Vec<_> = endpoints.iter().map(|endpoint| endpoint.live.in_flight()).collect();
+    for (index, expected) in [(0, 10), (1, 10), (2, 20), (3, 10)] {
+        assert!(in_flight[index].abs_diff(expected) <= 2, "{in_flight:?}");
+    }
+    drop(busy.extract_if(.., |request| request.endpoint().instance.id == "1").collect::<Vec<_>>());
+    assert_eq!(counts(&selector, &endpoints, 100), [0, 100, 0, 0], "the only one that is idle");
+}
+
+#[test]
+fn least_connections_among_many_finds_one_of_those_that_are_idle() {
+    let endpoints = endpoints(&[1; 200]);
+    let selector = Selector::new(Policy::LeastConnections, &endpoints, |_| true);
+    let half = endpoints.iter().step_by(2);
+    let _busy: Vec<_> = half.map(|endpoint| InFlight::start(endpoint.clone(), Choice::Available)).collect();
+    let counts = counts(&selector, &endpoints, 10_000);
+    let to_busy: usize = counts.iter().step_by(2).sum();
+    assert!(to_busy < 100, "1 in 256 is to be expected: {to_busy}");
+}
+
+#[test]
+fn round_robin_of_any_number_of_weights_is_made_in_no_time() {
+    // All unlike, so that no common divisor makes the period short.
+    let weights: Vec<u32> = (0..10_000).map(|n| 1_000_000 + n * n).collect();
+    let endpoints = endpoints(&weights);
+    let selector = Selector::new(Policy::RoundRobin, &endpoints, |_| true);
+    let counts = counts(&selector, &endpoints, 160_000);
+    let (light, heavy) = (counts[..100].iter().sum::<usize>(), counts[9_900..].iter().sum::<usize>());
+    assert!(heavy > light * 20, "the light still have one turn each: {light} and {heavy}");
 }
 
 #[test]

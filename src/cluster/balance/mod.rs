@@ -1,13 +1,18 @@
 //! Which endpoint takes the next request. A [`Selector`] is built before a set is published; picking from it takes
 //! `&self`, no lock and no allocation.
 
+mod draw;
+mod turn;
+
 use super::{endpoint::Endpoint, health::Choice};
 use crate::config::Policy;
+use draw::WeightedDraw;
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    atomic::{AtomicBool, Ordering::Relaxed},
 };
 use tokio::time::Instant;
+use turn::Turn;
 
 /// Chooses among the endpoints of one set by one policy.
 #[derive(Debug)]
@@ -24,6 +29,9 @@ pub struct Selector {
 }
 
 impl Selector {
+    /// With more endpoints than this `least-connections` does not look at each.
+    const SCANNED: usize = 64;
+
     /// Chooses among the `wanted` ones. Endpoints with weight 0, and those that their registry calls unhealthy, are never
     /// chosen; those that are ejected or fail their checks are not as long as enough others are left.
     pub fn new(policy: Policy, endpoints: &[Arc<Endpoint>], wanted: impl Fn(&Endpoint) -> bool) -> Self {
@@ -125,6 +133,7 @@ impl Selector {
             Policy::LeastRequest => self.better_of_two(|first, second| {
                 endpoints[first].live.load(self.share[first]) / endpoints[second].live.load(self.share[second])
             }),
+            Policy::LeastConnections => self.least_of_all(|index| endpoints[index].live.load(self.share[index])),
             Policy::RoundRobin => self.turn.next().unwrap_or_else(|| self.draw.draw()),
             Policy::Random => self.draw.draw(),
             Policy::ResponseTime => self
@@ -141,8 +150,26 @@ impl Selector {
     fn better_of_two(&self, ratio: impl Fn(usize, usize) -> f64) -> usize {
         const MUCH: f64 = 2.0;
         let first = self.draw.draw();
-        let Some(second) = self.draw.draw_other(first) else { return first };
+        let Some(second) = self.draw.draw_other(first, || self.draw.draw()) else { return first };
         if ratio(first, second) > if self.even { 1.0 } else { MUCH } { second } else { first }
+    }
+
+    /// The one that costs least, by `cost`; of equals one drawn by weight, or those that follow on it. All are looked at
+    /// as long as that takes less time than it saves; of more than [`SCANNED`](Self::SCANNED), the least of some.
+    fn least_of_all(&self, cost: impl Fn(usize) -> f64) -> usize {
+        const SOME: usize = 8;
+        let first = self.draw.draw();
+        let least = |best: (usize, f64), index: usize| {
+            let cost = cost(index);
+            if cost < best.1 { (index, cost) } else { best }
+        };
+        let start = (first, cost(first));
+        let usable = &self.draw.usable;
+        if usable.len() > Self::SCANNED {
+            return (1..SOME).map(|_| self.draw.draw()).fold(start, least).0;
+        }
+        let (before, after) = usable.split_at(usable.partition_point(|index| *index <= first));
+        after.iter().chain(before).copied().fold(start, least).0
     }
 
     /// Chooses with probability ∝ weight / response time: a group drawn by weight, then one of it by 1 / time. (With the
@@ -169,104 +196,5 @@ impl Selector {
     }
 }
 
-/// Draws by weight in constant time. (M. D. Vose, "A linear algorithm for generating random numbers with a given
-/// distribution", 1991.)
-#[derive(Debug)]
-struct WeightedDraw {
-    usable: Box<[usize]>,
-    /// Per usable endpoint: the share of its slot that is its own, and the one that has the rest.
-    slots: Box<[(f64, usize)]>,
-}
-
-impl WeightedDraw {
-    fn new(weights: &[u32]) -> Self {
-        let usable: Box<[usize]> = (0..weights.len()).filter(|index| weights[*index] > 0).collect();
-        let sum: f64 = usable.iter().map(|index| f64::from(weights[*index])).sum();
-        let mut scaled: Vec<f64> =
-            usable.iter().map(|index| f64::from(weights[*index]) * usable.len() as f64 / sum).collect();
-        let mut slots: Box<[(f64, usize)]> = usable.iter().map(|index| (1.0, *index)).collect();
-        let (mut small, mut large): (Vec<usize>, Vec<usize>) = (0..usable.len()).partition(|slot| scaled[*slot] < 1.0);
-        while let (Some(under), Some(over)) = (small.pop(), large.last().copied()) {
-            slots[under] = (scaled[under], usable[over]);
-            scaled[over] -= 1.0 - scaled[under];
-            if scaled[over] < 1.0 {
-                large.pop();
-                small.push(over);
-            }
-        }
-        Self { usable, slots }
-    }
-
-    fn draw(&self) -> usize {
-        let slot = fastrand::usize(..self.slots.len());
-        let (own, other) = self.slots[slot];
-        if own >= 1.0 || fastrand::f64() < own { self.usable[slot] } else { other }
-    }
-
-    /// Another than `first`, if there is one.
-    fn draw_other(&self, first: usize) -> Option<usize> {
-        if self.usable.len() < 2 {
-            return None;
-        }
-        // Where one endpoint has nearly all the weight, drawing until it differs would take long.
-        (0..4).map(|_| self.draw()).find(|index| *index != first).or_else(|| {
-            let at = fastrand::usize(..self.usable.len());
-            let index = self.usable[at];
-            Some(if index == first { self.usable[(at + 1) % self.usable.len()] } else { index })
-        })
-    }
-}
-
-/// Smooth weighted round robin (as in nginx), worked out in advance for one whole period.
-#[derive(Debug, Default)]
-struct Turn {
-    sequence: Box<[u32]>,
-    next: AtomicUsize,
-}
-
-impl Turn {
-    /// A period longer than this is shortened by scaling the weights, each of which stays at least 1.
-    const MAX_PERIOD: u64 = 8192;
-
-    fn new(weights: &[u32]) -> Self {
-        let divisor = weights.iter().filter(|w| **w > 0).fold(0, |a, b| gcd(a, *b)).max(1);
-        let mut weights: Vec<u64> = weights.iter().map(|w| u64::from(*w / divisor)).collect();
-        let period: u64 = weights.iter().sum();
-        if period > Self::MAX_PERIOD {
-            for weight in weights.iter_mut().filter(|w| **w > 0) {
-                *weight = (*weight * Self::MAX_PERIOD / period).max(1);
-            }
-        }
-        let period: u64 = weights.iter().sum();
-        let mut current = vec![0i64; weights.len()];
-        let sequence = (0..period)
-            .filter_map(|_| {
-                for (current, weight) in current.iter_mut().zip(&weights) {
-                    *current += i64::try_from(*weight).unwrap_or(i64::MAX);
-                }
-                // The first of equals, so that equal weights go round in order.
-                let best = (0..current.len()).filter(|i| weights[*i] > 0).rev().max_by_key(|i| current[*i])?;
-                current[best] -= i64::try_from(period).unwrap_or(i64::MAX);
-                u32::try_from(best).ok()
-            })
-            .collect();
-        // Many sidecars that start together must not all begin with the same endpoint.
-        Self { sequence, next: AtomicUsize::new(fastrand::usize(..)) }
-    }
-
-    fn next(&self) -> Option<usize> {
-        if self.sequence.is_empty() {
-            return None;
-        }
-        let turn = self.next.fetch_add(1, Relaxed) % self.sequence.len();
-        Some(self.sequence[turn] as usize)
-    }
-}
-
-fn gcd(a: u32, b: u32) -> u32 {
-    if b == 0 { a } else { gcd(b, a % b) }
-}
-
 #[cfg(test)]
-#[path = "balance_tests.rs"]
 mod tests;
