@@ -8,7 +8,7 @@ use pillion::{
         Cluster,
         table::{Settings, State},
     },
-    config::{self, Balance, Layout, Policy, Service},
+    config::{self, Balance, Hash, Layout, Policy, Service},
     proxy::h1::head::{self, HeadLimits, HeadScan},
     registry::{Instance, layout::Keys},
     route,
@@ -33,7 +33,9 @@ const POLICIES: [Policy; 5] =
     [Policy::PeakEwma, Policy::LeastRequest, Policy::RoundRobin, Policy::Random, Policy::ResponseTime];
 
 fn settings(policy: Policy) -> Arc<Settings> {
-    Arc::new(Settings { service: Service { balance: Balance { policy }, ..Service::default() }, tls: None })
+    let hash = Hash { path: true, ..Hash::default() };
+    let service = Service { balance: Balance { policy, hash, ..Balance::default() }, ..Service::default() };
+    Arc::new(Settings { service, ..Settings::default() })
 }
 
 fn instances(count: usize) -> Vec<Instance> {
@@ -59,7 +61,7 @@ fn pick(bencher: Bencher<'_, '_>, Pick { policy, size }: &Pick) {
     for (number, endpoint) in snapshot.endpoints.iter().enumerate() {
         endpoint.live.observe(Duration::from_micros(1000 + 37 * (number as u64 % 100)), now);
     }
-    bencher.bench_local(|| black_box(snapshot.pick(false, &[], now)).is_some());
+    bencher.bench_local(|| black_box(snapshot.pick(false, None, &[], now)).is_some());
 }
 
 struct Pick {

@@ -46,6 +46,8 @@ pub struct Live {
     /// Requests that ended without saying anything about the endpoint: their caller went away.
     abandoned: AtomicU64,
     latency: PeakEwma,
+    /// The nanosecond until which it gets less than its share, because it asked for a pause.
+    penalised: AtomicU64,
     pub health: Health,
     /// What active checks have shown, if there are any.
     checked: ArcSwapOption<Checked>,
@@ -64,6 +66,7 @@ impl Live {
             failures: AtomicU64::new(0),
             abandoned: AtomicU64::new(0),
             latency: PeakEwma::new(start),
+            penalised: AtomicU64::new(0),
             health: Health::default(),
             checked: ArcSwapOption::empty(),
             gone: AtomicBool::new(false),
@@ -133,6 +136,17 @@ impl Live {
 
     pub fn observe(&self, latency: Duration, now: Instant) {
         self.latency.observe(latency, now);
+    }
+
+    /// Takes note that it asked for a pause. Gives the nanosecond until which it has one.
+    pub(super) fn penalise(&self, long: Duration, now: Instant) -> u64 {
+        let until = nanos(now + long);
+        self.penalised.fetch_max(until, Relaxed).max(until)
+    }
+
+    /// The nanosecond until which it gets less than its share; 0 if it never asked for that.
+    pub fn penalised_until(&self) -> u64 {
+        self.penalised.load(Relaxed)
     }
 }
 

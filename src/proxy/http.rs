@@ -89,7 +89,7 @@ async fn carry(
     };
     let (parts, body) = prepare(request, &found, down.origin, record);
     let mut journey = Journey {
-        to: Destination { cluster: &cluster, snapshot: &snapshot, proxy: down.proxy, is_grpc },
+        to: destination(&cluster, &snapshot, down, is_grpc, &parts),
         interim: down.interim,
         body: Some(body),
         parts,
@@ -138,7 +138,7 @@ pub async fn carry_to(
     let Ready { snapshot, begun, delayed } =
         admit(&cluster, &parts.headers, Instant::now(), deadline, down.proxy, record).await?;
     let mut journey = Journey {
-        to: Destination { cluster: &cluster, snapshot: &snapshot, proxy: down.proxy, is_grpc },
+        to: destination(&cluster, &snapshot, down, is_grpc, &parts),
         interim: down.interim,
         body: Some(body),
         parts,
@@ -150,6 +150,17 @@ pub async fn carry_to(
     let outcome = journey.try_endpoints(record).await;
     header_maps::give(journey.parts.headers);
     outcome
+}
+
+fn destination<'j>(
+    cluster: &'j Cluster,
+    snapshot: &'j Snapshot,
+    down: &Downstream<'j>,
+    is_grpc: bool,
+    parts: &request::Parts,
+) -> Destination<'j> {
+    let key = snapshot.key(parts, down.origin.peer.ip(), cluster.metrics.in_flight.get());
+    Destination { cluster, snapshot, proxy: down.proxy, is_grpc, key }
 }
 
 /// Takes the request out of where it is, with the headers that the next hop gets.

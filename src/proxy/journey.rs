@@ -14,6 +14,7 @@ use crate::{
     backoff::Backoff,
     cluster::{
         Cluster, Endpoint, Snapshot,
+        balance::Key,
         budget::Grant,
         connect::ConnectError,
         endpoint::InFlight,
@@ -55,6 +56,8 @@ pub struct Destination<'j> {
     pub snapshot: &'j Snapshot,
     pub proxy: &'j Proxy,
     pub is_grpc: bool,
+    /// What the endpoint is chosen by, if by something in the request.
+    pub key: Option<Key>,
 }
 
 impl Journey<'_> {
@@ -167,7 +170,7 @@ impl Journey<'_> {
 impl Destination<'_> {
     /// An endpoint that was not tried yet, and how it comes to be chosen.
     pub(super) fn pick(self, tried: &[Arc<Endpoint>], now: Instant) -> Option<(Arc<Endpoint>, Choice)> {
-        self.snapshot.pick(self.is_grpc, tried, now).map(|(endpoint, choice)| (endpoint.clone(), choice))
+        self.snapshot.pick(self.is_grpc, self.key, tried, now).map(|(endpoint, choice)| (endpoint.clone(), choice))
     }
 
     /// One try: a connection to the endpoint, and the exchange on it.
@@ -180,6 +183,9 @@ impl Destination<'_> {
         waiting: &mut Waiting<'_>,
         interim: &dyn Interim,
     ) -> Result<Sent, SendFailure> {
+        if self.snapshot.leaves_zone(endpoint) {
+            self.cluster.metrics.zone_left.inc();
+        }
         let wanted = self.upstream_protocol(endpoint, parts);
         let checkout = self.proxy.pool.checkout(self.cluster, endpoint, &self.snapshot.settings, wanted, fresh);
         let lease = match waiting.in_time(checkout).await {

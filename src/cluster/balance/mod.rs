@@ -1,106 +1,200 @@
 //! Which endpoint takes the next request. A [`Selector`] is built before a set is published; picking from it takes
 //! `&self`, no lock and no allocation.
 
+mod chooser;
+mod discount;
 mod draw;
+mod hash;
+mod split;
+#[cfg(test)]
+mod tests;
 mod turn;
 
+pub use discount::penalty;
+pub use hash::{HashBy, Key};
+
 use super::{endpoint::Endpoint, health::Choice};
-use crate::config::Policy;
-use draw::WeightedDraw;
+use crate::config::Balance;
+use chooser::{Chooser, View};
+use discount::Discount;
+use hash::What;
+use split::{Capacity, Place};
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, Ordering::Relaxed},
+    atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed},
 };
 use tokio::time::Instant;
-use turn::Turn;
 
 /// Chooses among the endpoints of one set by one policy.
 #[derive(Debug)]
 pub struct Selector {
-    policy: Policy,
-    /// Whether all that can be chosen have the same weight.
-    even: bool,
-    draw: WeightedDraw,
-    /// Weight of each endpoint over the mean of those that can be chosen.
-    share: Box<[f64]>,
-    turn: Turn,
+    /// By priority and zone; one part where there are no such things.
+    parts: Box<[Part]>,
+    discount: Discount,
     /// Whether so few are available that all are used.
     panicking: AtomicBool,
+    /// An endpoint whose probe is due, in a part that gets no requests which could be one.
+    due: AtomicUsize,
 }
 
-impl Selector {
-    /// With more endpoints than this `least-connections` does not look at each.
-    const SCANNED: usize = 64;
+#[derive(Debug)]
+struct Part {
+    chooser: Chooser,
+    priority: usize,
+    place: Place,
+    /// The numbers up to this one and above that of the part before draw this part.
+    up_to: AtomicU32,
+}
 
+const NONE: usize = usize::MAX;
+
+impl Selector {
     /// Chooses among the `wanted` ones. Endpoints with weight 0, and those that their registry calls unhealthy, are never
-    /// chosen; those that are ejected or fail their checks are not as long as enough others are left.
-    pub fn new(policy: Policy, endpoints: &[Arc<Endpoint>], wanted: impl Fn(&Endpoint) -> bool) -> Self {
+    /// chosen; those that are ejected or fail their checks are not as long as enough others are left. `zone` is ours.
+    pub fn new(
+        balance: &Balance,
+        zone: Option<&str>,
+        endpoints: &[Arc<Endpoint>],
+        wanted: impl Fn(&Endpoint) -> bool,
+    ) -> Self {
         let weight = |e: &Arc<Endpoint>| if e.is_usable() && wanted(e) { e.instance.weight } else { 0 };
         let weights: Vec<u32> = endpoints.iter().map(weight).collect();
-        let usable = weights.iter().filter(|w| **w > 0).count();
-        let sum: f64 = weights.iter().map(|w| f64::from(*w)).sum();
-        let mean = sum / usable.max(1) as f64;
-        let mut positive = weights.iter().filter(|w| **w > 0);
-        let first = positive.next();
-        Self {
-            policy,
-            even: positive.all(|w| Some(w) == first),
-            draw: WeightedDraw::new(&weights),
-            share: weights.iter().map(|w| f64::from(*w) / mean).collect(),
-            turn: if policy == Policy::RoundRobin { Turn::new(&weights) } else { Turn::default() },
+        let part = |part: split::Part| Part {
+            chooser: Chooser::new(balance, endpoints, &part.weights),
+            priority: part.priority,
+            place: part.place,
+            up_to: AtomicU32::new(u32::MAX),
+        };
+        let selector = Self {
+            parts: split::split(balance, zone, endpoints, &weights).into_iter().map(part).collect(),
+            discount: Discount::new(balance),
             panicking: AtomicBool::new(false),
-        }
+            due: AtomicUsize::new(NONE),
+        };
+        selector.recount(endpoints, 0, Instant::now());
+        selector
     }
 
     /// Whether there is anything to choose.
     pub fn is_empty(&self) -> bool {
-        self.draw.usable.is_empty()
+        self.parts.is_empty()
     }
 
     /// The number of endpoints that can be chosen.
     pub fn usable(&self) -> usize {
-        self.draw.usable.len()
+        self.parts.iter().map(|part| part.chooser.usable().len()).sum()
     }
 
-    /// Counts those that are available, and decides from that whether to panic: whether they are less than
-    /// `threshold_percent` of all.
-    pub fn recount(&self, endpoints: &[Arc<Endpoint>], threshold_percent: u32) -> usize {
-        let usable = &self.draw.usable;
-        let available = usable.iter().filter(|index| endpoints[**index].live.health.is_available()).count();
-        let panicking = (available as u64) * 100 < usable.len() as u64 * u64::from(threshold_percent);
+    /// Whether it has parts, which have to be counted anew from time to time.
+    pub fn is_split(&self) -> bool {
+        self.parts.len() > 1
+    }
+
+    /// Counts those that are available, and decides from that how much each part gets, and whether to panic: whether they
+    /// are less than `threshold_percent` of all, and no group of them can take the load.
+    pub fn recount(&self, endpoints: &[Arc<Endpoint>], threshold_percent: u32, now: Instant) -> usize {
+        let is_available = |index: &&usize| endpoints[**index].live.health.is_available();
+        let available = self.each().filter(is_available).count();
+        self.discount.recount(self.each().filter(is_available).map(|index| &endpoints[*index]), now);
+        let few = (available as u64) * 100 < self.usable() as u64 * u64::from(threshold_percent);
+        let panicking = if self.is_split() { self.split(endpoints, few, now) } else { few };
         self.panicking.store(panicking, Relaxed);
         available
+    }
+
+    /// Decides how much each part gets. Returns whether to panic, where `few` are available.
+    fn split(&self, endpoints: &[Arc<Endpoint>], few: bool, now: Instant) -> bool {
+        let capacity = |part: &Part| {
+            let weight = |index: &usize| f64::from(endpoints[*index].instance.weight);
+            let is_available = |index: &&usize| endpoints[**index].live.health.is_available();
+            let usable = part.chooser.usable();
+            Capacity {
+                priority: part.priority,
+                place: part.place,
+                all: usable.iter().map(weight).sum(),
+                available: usable.iter().filter(is_available).map(weight).sum(),
+            }
+        };
+        let capacities: Vec<Capacity> = self.parts.iter().map(capacity).collect();
+        let covered: f64 = split::by_priority(&capacities).iter().sum();
+        let has_groups = capacities.last().is_some_and(|part| part.priority > 0);
+        let panicking = few && !(has_groups && covered >= 1.0);
+        let mut sum = 0.0;
+        let (mut due, mut last) = (NONE, 0);
+        let shares = split::shares(&capacities, panicking);
+        for (number, (part, share)) in self.parts.iter().zip(shares).enumerate() {
+            sum += share;
+            part.up_to.store((sum * f64::from(u32::MAX)) as u32, Relaxed);
+            if share > 0.0 {
+                last = number;
+            } else {
+                let is_due = |index: &&usize| endpoints[**index].live.health.is_probe_due(now);
+                due = due.min(part.chooser.usable().iter().find(is_due).copied().unwrap_or(NONE));
+            }
+        }
+        // Rounding must not leave a number for a part that is to get nothing.
+        self.parts[last..].iter().for_each(|part| part.up_to.store(u32::MAX, Relaxed));
+        self.due.store(due, Relaxed);
+        panicking
     }
 
     pub fn is_panicking(&self) -> bool {
         self.panicking.load(Relaxed)
     }
 
+    /// An endpoint is penalised until then.
+    pub fn penalised(&self, until: u64) {
+        self.discount.prolong(until);
+    }
+
     /// The index of the endpoint for the next request, none of those in `tried`, and how it comes to be chosen.
-    pub fn pick(&self, endpoints: &[Arc<Endpoint>], tried: &[Arc<Endpoint>], now: Instant) -> Option<(usize, Choice)> {
-        if self.is_empty() {
-            return None;
-        }
-        let first = self.pick_any(endpoints, now);
-        if tried.is_empty() && endpoints[first].live.health.is_available() {
+    pub fn pick(
+        &self,
+        endpoints: &[Arc<Endpoint>],
+        key: Option<Key>,
+        tried: &[Arc<Endpoint>],
+        now: Instant,
+    ) -> Option<(usize, Choice)> {
+        let part = self.part(key)?;
+        let discount = if self.discount.is_on(now) { Some(&self.discount) } else { None };
+        let view = View { endpoints, discount, key, now };
+        let first = part.choose(&view, 0);
+        if tried.is_empty() && endpoints[first].live.health.is_available() && self.due.load(Relaxed) == NONE {
             return Some((first, Choice::Available));
         }
-        self.pick_another(first, endpoints, tried, now)
+        self.pick_another(part, first, &view, tried)
+    }
+
+    /// The part for a request: the key's, or drawn.
+    fn part(&self, key: Option<Key>) -> Option<&Chooser> {
+        if !self.is_split() {
+            return self.parts.first().map(|part| &part.chooser);
+        }
+        let number = match key {
+            Some(key) => (key.fraction(What::Part) * f64::from(u32::MAX)) as u32,
+            None => fastrand::u32(..),
+        };
+        let part = self.parts.iter().find(|part| number <= part.up_to.load(Relaxed));
+        part.or(self.parts.first()).map(|part| &part.chooser)
     }
 
     /// Where the policy's first choice will not do: the next of its choices that will, or any.
     #[cold]
     fn pick_another(
         &self,
+        part: &Chooser,
         first: usize,
-        endpoints: &[Arc<Endpoint>],
+        view: &View<'_>,
         tried: &[Arc<Endpoint>],
-        now: Instant,
     ) -> Option<(usize, Choice)> {
-        let panicking = self.is_panicking();
+        let (panicking, endpoints) = (self.is_panicking(), view.endpoints);
         // A retry is made to succeed, not to find something out.
-        if tried.is_empty() && !panicking && endpoints[first].live.health.take_probe(now) {
-            return Some((first, Choice::Probe));
+        if tried.is_empty() && !panicking {
+            let due = self.due.swap(NONE, Relaxed);
+            let mut probes = [due, first].into_iter().filter(|index| *index != NONE);
+            if let Some(index) = probes.find(|index| endpoints[*index].live.health.take_probe(view.now)) {
+                return Some((index, Choice::Probe));
+            }
         }
         let untried = |index: usize| {
             let live = &endpoints[index].live;
@@ -114,87 +208,23 @@ impl Selector {
             };
             untried(index).then_some((index, choice))
         };
-        let (before, after) = self.draw.usable.split_at(fastrand::usize(..self.usable()));
-        let mut all = after.iter().chain(before).copied();
+        // From a place of the key's own, or anywhere; then what other parts have.
+        let usable = part.in_order();
+        let start = match view.key {
+            Some(key) => (key.hash % usable.len() as u64) as usize,
+            None => fastrand::usize(..usable.len()),
+        };
+        let (before, after) = usable.split_at(start);
+        let mut all = after.iter().chain(before).chain(self.each()).copied();
         fits(first)
-            .or_else(|| (0..8).find_map(|_| fits(self.pick_any(endpoints, now))))
+            .or_else(|| (1..=8).find_map(|attempt| fits(part.choose(view, attempt))))
             .or_else(|| all.clone().find_map(fits))
             // A request that failed once, as in a rolling restart, has nothing to lose.
             .or_else(|| all.find(|index| !tried.is_empty() && untried(*index)).map(|index| (index, Choice::LastResort)))
     }
 
-    fn pick_any(&self, endpoints: &[Arc<Endpoint>], now: Instant) -> usize {
-        match self.policy {
-            Policy::PeakEwma => self.better_of_two(|first, second| {
-                let (one, other) = (&endpoints[first].live, &endpoints[second].live);
-                one.estimate(now).relative_to(other.estimate(now)) * one.load(self.share[first])
-                    / other.load(self.share[second])
-            }),
-            Policy::LeastRequest => self.better_of_two(|first, second| {
-                endpoints[first].live.load(self.share[first]) / endpoints[second].live.load(self.share[second])
-            }),
-            Policy::LeastConnections => self.least_of_all(|index| endpoints[index].live.load(self.share[index])),
-            Policy::RoundRobin => self.turn.next().unwrap_or_else(|| self.draw.draw()),
-            Policy::Random => self.draw.draw(),
-            Policy::ResponseTime => self
-                .fast_of_some(|index| endpoints[index].live.latency(now).map_or(0.0, |latency| latency.as_secs_f64())),
-        }
-    }
-
-    /// Power of two choices: two different ones, drawn by weight; the cheaper is taken, of equals the first. (M.
-    /// Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001.) `ratio` gives the first's cost over
-    /// the second's.
-    ///
-    /// With unequal weights the first draw stands unless the second is much cheaper: otherwise noise in the cost would
-    /// decide every comparison, and weights of 90 and 10 would come out as 50 and 50.
-    fn better_of_two(&self, ratio: impl Fn(usize, usize) -> f64) -> usize {
-        const MUCH: f64 = 2.0;
-        let first = self.draw.draw();
-        let Some(second) = self.draw.draw_other(first, || self.draw.draw()) else { return first };
-        if ratio(first, second) > if self.even { 1.0 } else { MUCH } { second } else { first }
-    }
-
-    /// The one that costs least, by `cost`; of equals one drawn by weight, or those that follow on it. All are looked at
-    /// as long as that takes less time than it saves; of more than [`SCANNED`](Self::SCANNED), the least of some.
-    fn least_of_all(&self, cost: impl Fn(usize) -> f64) -> usize {
-        const SOME: usize = 8;
-        let first = self.draw.draw();
-        let least = |best: (usize, f64), index: usize| {
-            let cost = cost(index);
-            if cost < best.1 { (index, cost) } else { best }
-        };
-        let start = (first, cost(first));
-        let usable = &self.draw.usable;
-        if usable.len() > Self::SCANNED {
-            return (1..SOME).map(|_| self.draw.draw()).fold(start, least).0;
-        }
-        let (before, after) = usable.split_at(usable.partition_point(|index| *index <= first));
-        after.iter().chain(before).copied().fold(start, least).0
-    }
-
-    /// Chooses with probability ∝ weight / response time: a group drawn by weight, then one of it by 1 / time. (With the
-    /// group's size the result approaches the exact ratio; 16 keeps the work constant for any number of endpoints.)
-    fn fast_of_some(&self, seconds: impl Fn(usize) -> f64) -> usize {
-        const GROUP: usize = 16;
-        let mut group = [(0, 0.0); GROUP];
-        let mut sum = 0.0;
-        for member in &mut group {
-            let index = self.draw.draw();
-            // Nothing known yet: as fast as a millisecond, so that it is tried. The same floor keeps noise out.
-            let speed = 1.0 / seconds(index).max(1e-3);
-            *member = (index, speed);
-            sum += speed;
-        }
-        let mut left = fastrand::f64() * sum;
-        for (index, speed) in group {
-            left -= speed;
-            if left <= 0.0 {
-                return index;
-            }
-        }
-        group[0].0
+    /// All that can be chosen.
+    fn each(&self) -> impl Iterator<Item = &usize> + Clone {
+        self.parts.iter().flat_map(|part| part.chooser.usable())
     }
 }
-
-#[cfg(test)]
-mod tests;
