@@ -220,8 +220,12 @@ impl Estimate {
     /// last, and leave an endpoint alone for seconds because of one hiccup.
     const NOISE: f64 = 2.0;
 
-    /// How many times as slow as `other` this is; exactly 1 if that is not certain.
+    /// How many times as slow as `other` this is; exactly 1 if that is not certain. An endpoint that has not answered yet
+    /// is no faster than the others: perhaps it never will.
     pub fn relative_to(self, other: Self) -> f64 {
+        if self.0 <= 0.0 || other.0 <= 0.0 {
+            return 1.0;
+        }
         let ratio = self.0.max(Self::FLOOR) / other.0.max(Self::FLOOR);
         if (1.0 / Self::NOISE..=Self::NOISE).contains(&ratio) { 1.0 } else { ratio }
     }
@@ -313,6 +317,7 @@ mod tests {
         for (one, other, expected) in [(10, 19, 1.0), (19, 10, 1.0), (1, 4, 1.0), (100, 10, 10.0), (10, 100, 0.1)] {
             assert!((ratio(one, other) - expected).abs() < 1e-9, "{one} ms to {other} ms: {}", ratio(one, other));
         }
+        assert_eq!((ratio(0, 100), ratio(100, 0)), (1.0, 1.0), "0 is what is not known");
     }
 
     #[tokio::test(start_paused = true)]

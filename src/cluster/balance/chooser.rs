@@ -171,21 +171,27 @@ impl Chooser {
     /// group's size the result approaches the exact ratio; 16 keeps the work constant for any number of endpoints.)
     fn fast_of_some(&self, view: &View<'_>) -> usize {
         const GROUP: usize = 16;
-        let mut group = [(0, 0.0); GROUP];
-        let mut sum = 0.0;
+        let mut group = [(0, None); GROUP];
+        let (mut sum, mut known) = (0.0, 0);
         for member in &mut group {
             let index = self.draw(view);
+            // The floor keeps noise out.
             let latency = view.endpoints[index].live.latency(view.now);
-            // Nothing known yet: as fast as a millisecond, so that it is tried. The same floor keeps noise out.
-            let speed = 1.0 / latency.map_or(0.0, |latency| latency.as_secs_f64()).max(1e-3);
+            let speed = latency.map(|latency| 1.0 / latency.as_secs_f64().max(1e-3));
+            sum += speed.unwrap_or(0.0);
+            known += u32::from(speed.is_some());
             *member = (index, speed);
-            sum += speed;
         }
-        let mut left = fastrand::f64() * sum;
-        for (index, speed) in group {
-            left -= speed;
+        // One that has not answered yet counts as one like the others, and as less for each request that it has.
+        let usual = if known > 0 { sum / f64::from(known) } else { 1.0 };
+        let speed = |(index, speed): (usize, Option<f64>)| {
+            speed.unwrap_or_else(|| usual / (1.0 + f64::from(view.endpoints[index].live.in_flight())))
+        };
+        let mut left = fastrand::f64() * group.into_iter().map(speed).sum::<f64>();
+        for member in group {
+            left -= speed(member);
             if left <= 0.0 {
-                return index;
+                return member.0;
             }
         }
         group[0].0

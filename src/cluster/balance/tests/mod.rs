@@ -104,6 +104,20 @@ fn a_slow_endpoint_gets_little_from_the_policies_that_look_at_latency() {
 }
 
 #[test]
+fn one_that_has_not_answered_yet_is_tried_but_not_preferred() {
+    for policy in [Policy::PeakEwma, Policy::ResponseTime] {
+        let endpoints = endpoints(&[1; 5]);
+        endpoints[..4].iter().for_each(|endpoint| endpoint.live.observe(Duration::from_millis(50), Instant::now()));
+        let selector = selector(policy, &endpoints);
+        let picked = counts(&selector, &endpoints, 10_000)[4];
+        assert!((1_700..2_300).contains(&picked), "{policy:?}: {picked}");
+        let _waiting: Vec<_> = (0..3).map(|_| InFlight::start(endpoints[4].clone(), Choice::Available)).collect();
+        let picked = counts(&selector, &endpoints, 10_000)[4];
+        assert!(picked < 700, "{policy:?}: {picked}");
+    }
+}
+
+#[test]
 fn least_request_avoids_the_busy_one() {
     let endpoints = endpoints(&[1, 1, 1]);
     let _busy: Vec<_> = (0..5).map(|_| InFlight::start(endpoints[1].clone(), Choice::Available)).collect();
