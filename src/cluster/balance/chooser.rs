@@ -39,6 +39,7 @@ pub struct View<'v> {
 
 impl View<'_> {
     /// The part of its share that an endpoint gets now.
+    #[inline]
     fn factor(&self, index: usize) -> f64 {
         self.discount.map_or(1.0, |discount| discount.factor(&self.endpoints[index].live, self.now))
     }
@@ -80,6 +81,7 @@ impl Chooser {
     }
 
     /// The choice for a request, or where that one would not do, the `attempt`-th further one.
+    #[inline]
     pub fn choose(&self, view: &View<'_>, attempt: u32) -> usize {
         match self.policy {
             Policy::PeakEwma => self.better_of_two(view, |first, second| {
@@ -101,11 +103,13 @@ impl Chooser {
         }
     }
 
+    #[inline]
     fn draw(&self, view: &View<'_>) -> usize {
         self.accept(view, || self.draw.draw())
     }
 
     /// What `draw` draws; again where an endpoint gets less than its share.
+    #[inline]
     fn accept(&self, view: &View<'_>, draw: impl Fn() -> usize) -> usize {
         let index = draw();
         if view.discount.is_none() {
@@ -127,6 +131,7 @@ impl Chooser {
     }
 
     /// Requests in flight with one more, relative to the share that it has now.
+    #[inline]
     fn load(&self, view: &View<'_>, index: usize) -> f64 {
         view.endpoints[index].live.load(self.share[index] * view.factor(index))
     }
@@ -137,6 +142,7 @@ impl Chooser {
     ///
     /// With unequal shares the first draw stands unless the second is much cheaper: otherwise noise in the cost would
     /// decide every comparison, and weights of 90 and 10 would come out as 50 and 50.
+    #[inline]
     fn better_of_two(&self, view: &View<'_>, ratio: impl Fn(usize, usize) -> f64) -> usize {
         const MUCH: f64 = 2.0;
         let first = self.draw(view);
@@ -171,27 +177,27 @@ impl Chooser {
     /// group's size the result approaches the exact ratio; 16 keeps the work constant for any number of endpoints.)
     fn fast_of_some(&self, view: &View<'_>) -> usize {
         const GROUP: usize = 16;
-        let mut group = [(0, None); GROUP];
+        let mut group = [(0, 0.0); GROUP];
         let (mut sum, mut known) = (0.0, 0);
-        for member in &mut group {
-            let index = self.draw(view);
-            // The floor keeps noise out.
-            let latency = view.endpoints[index].live.latency(view.now);
-            let speed = latency.map(|latency| 1.0 / latency.as_secs_f64().max(1e-3));
-            sum += speed.unwrap_or(0.0);
-            known += u32::from(speed.is_some());
-            *member = (index, speed);
+        for (index, _) in &mut group {
+            *index = self.draw(view);
+            if let Some(speed) = view.endpoints[*index].live.estimate(view.now).speed() {
+                (sum, known) = (sum + speed, known + 1);
+            }
         }
-        // One that has not answered yet counts as one like the others, and as less for each request that it has.
         let usual = if known > 0 { sum / f64::from(known) } else { 1.0 };
-        let speed = |(index, speed): (usize, Option<f64>)| {
-            speed.unwrap_or_else(|| usual / (1.0 + f64::from(view.endpoints[index].live.in_flight())))
-        };
-        let mut left = fastrand::f64() * group.into_iter().map(speed).sum::<f64>();
-        for member in group {
-            left -= speed(member);
+        let mut sum = 0.0;
+        for (index, speed) in &mut group {
+            let live = &view.endpoints[*index].live;
+            // One that has not answered yet counts as one like the others, and as less for each request that it has.
+            *speed = live.estimate(view.now).hoped_speed(usual).unwrap_or_else(|| usual / live.load(1.0));
+            sum += *speed;
+        }
+        let mut left = fastrand::f64() * sum;
+        for (index, speed) in group {
+            left -= speed;
             if left <= 0.0 {
-                return member.0;
+                return index;
             }
         }
         group[0].0

@@ -162,14 +162,19 @@ impl Selector {
         if tried.is_empty() && endpoints[first].live.health.is_available() && self.due.load(Relaxed) == NONE {
             return Some((first, Choice::Available));
         }
-        self.pick_another(part, first, &view, tried)
+        self.pick_another(part, first, view, tried)
     }
 
     /// The part for a request: the key's, or drawn.
     fn part(&self, key: Option<Key>) -> Option<&Chooser> {
-        if !self.is_split() {
-            return self.parts.first().map(|part| &part.chooser);
+        match &*self.parts {
+            [part] => Some(&part.chooser),
+            _ => self.one_of_parts(key),
         }
+    }
+
+    #[cold]
+    fn one_of_parts(&self, key: Option<Key>) -> Option<&Chooser> {
         let number = match key {
             Some(key) => (key.fraction(What::Part) * f64::from(u32::MAX)) as u32,
             None => fastrand::u32(..),
@@ -184,7 +189,7 @@ impl Selector {
         &self,
         part: &Chooser,
         first: usize,
-        view: &View<'_>,
+        view: View<'_>,
         tried: &[Arc<Endpoint>],
     ) -> Option<(usize, Choice)> {
         let (panicking, endpoints) = (self.is_panicking(), view.endpoints);
@@ -217,7 +222,7 @@ impl Selector {
         let (before, after) = usable.split_at(start);
         let mut all = after.iter().chain(before).chain(self.each()).copied();
         fits(first)
-            .or_else(|| (1..=8).find_map(|attempt| fits(part.choose(view, attempt))))
+            .or_else(|| (1..=8).find_map(|attempt| fits(part.choose(&view, attempt))))
             .or_else(|| all.clone().find_map(fits))
             // A request that failed once, as in a rolling restart, has nothing to lose.
             .or_else(|| all.find(|index| !tried.is_empty() && untried(*index)).map(|index| (index, Choice::LastResort)))
