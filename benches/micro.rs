@@ -6,6 +6,7 @@ use http::{Method, Request};
 use pillion::{
     cluster::{
         Cluster,
+        balance::Key,
         table::{Settings, State},
     },
     config::{self, Balance, Hash, Layout, Policy, Service},
@@ -29,8 +30,16 @@ fn main() {
 
 const SIZES: [usize; 3] = [3, 100, 1000];
 
-const POLICIES: [Policy; 5] =
-    [Policy::PeakEwma, Policy::LeastRequest, Policy::RoundRobin, Policy::Random, Policy::ResponseTime];
+const POLICIES: [Policy; 8] = [
+    Policy::PeakEwma,
+    Policy::LeastRequest,
+    Policy::LeastConnections,
+    Policy::RoundRobin,
+    Policy::Random,
+    Policy::ResponseTime,
+    Policy::Maglev,
+    Policy::RingHash,
+];
 
 fn settings(policy: Policy) -> Arc<Settings> {
     let hash = Hash { path: true, ..Hash::default() };
@@ -61,7 +70,12 @@ fn pick(bencher: Bencher<'_, '_>, Pick { policy, size }: &Pick) {
     for (number, endpoint) in snapshot.endpoints.iter().enumerate() {
         endpoint.live.observe(Duration::from_micros(1000 + 37 * (number as u64 % 100)), now);
     }
-    bencher.bench_local(|| black_box(snapshot.pick(false, None, &[], now)).is_some());
+    let mut number = 0;
+    bencher.bench_local(|| {
+        number += 1;
+        let key = policy.hashes().then_some(Key { hash: number, in_flight: 1 });
+        black_box(snapshot.pick(false, key, &[], now)).is_some()
+    });
 }
 
 struct Pick {
@@ -76,7 +90,7 @@ impl std::fmt::Display for Pick {
 }
 
 /// One of a thousand endpoints changes its weight, as it does when a registry tells of a change.
-#[divan::bench(args = [Policy::PeakEwma, Policy::RoundRobin])]
+#[divan::bench(args = [Policy::PeakEwma, Policy::RoundRobin, Policy::Maglev, Policy::RingHash])]
 fn publish_1000(bencher: Bencher<'_, '_>, policy: Policy) {
     let (cluster, settings) = (cluster(policy), settings(policy));
     let mut sets = [instances(1000), instances(1000)];
