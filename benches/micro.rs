@@ -73,7 +73,7 @@ fn pick(bencher: Bencher<'_, '_>, Pick { policy, size }: &Pick) {
     let mut number = 0;
     bencher.bench_local(|| {
         number += 1;
-        let key = policy.hashes().then_some(Key { hash: number, in_flight: 1 });
+        let key = policy.hashes().then_some(Key::new(number, 1));
         black_box(snapshot.pick(false, key, &[], now)).is_some()
     });
 }

@@ -306,7 +306,7 @@ impl Snapshot {
     /// to the service, this one included.
     pub fn key(&self, request: &request::Parts, source: IpAddr, in_flight: i64) -> Option<Key> {
         let hash = self.hash_by.as_ref()?.hash(request, source)?;
-        Some(Key { hash, in_flight })
+        Some(Key::new(hash, in_flight))
     }
 
     /// The endpoint for the next request, none of those in `tried`, and how it comes to be chosen.

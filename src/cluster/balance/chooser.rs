@@ -225,7 +225,7 @@ impl Chooser {
         if self.bound <= 0.0 || in_flight < FEW {
             return false;
         }
-        let share = key.in_flight as f64 / self.usable().len() as f64 * self.share[index];
+        let share = f64::from(key.in_flight()) / self.usable().len() as f64 * self.share[index];
         f64::from(in_flight) >= (share * self.bound).ceil()
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     config::{Balance, Policy},
 };
 use http::{HeaderName, header::COOKIE, request};
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, num::NonZeroU32, sync::Arc};
 use twox_hash::XxHash64;
 
 /// What of a request counts.
@@ -24,8 +24,8 @@ pub enum HashBy {
 #[derive(Debug, Clone, Copy)]
 pub struct Key {
     pub hash: u64,
-    /// Requests in flight to the service, this one included.
-    pub in_flight: i64,
+    /// Requests in flight to the service, this one included. Never none, which saves every connection the room for a tag.
+    in_flight: NonZeroU32,
 }
 
 impl HashBy {
@@ -67,6 +67,15 @@ impl HashBy {
 }
 
 impl Key {
+    pub fn new(hash: u64, in_flight: i64) -> Self {
+        let in_flight = u32::try_from(in_flight.max(1)).unwrap_or(u32::MAX);
+        Self { hash, in_flight: NonZeroU32::new(in_flight).unwrap_or(NonZeroU32::MIN) }
+    }
+
+    pub fn in_flight(self) -> u32 {
+        self.in_flight.get()
+    }
+
     /// The same key's further choices, each as if it were another key: where its endpoint cannot be had, its keys spread
     /// over all others.
     pub fn nth(self, attempt: u32) -> u64 {

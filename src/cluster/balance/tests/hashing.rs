@@ -8,7 +8,7 @@ use std::net::IpAddr;
 const HASHING: [Policy; 2] = [Policy::Maglev, Policy::RingHash];
 
 fn key_of(hash: u64) -> Option<Key> {
-    Some(Key { hash, in_flight: 1 })
+    Some(Key::new(hash, 1))
 }
 
 /// Keys as they are: spread over all numbers.
@@ -101,7 +101,7 @@ fn a_hot_key_spills_over_once_its_endpoint_has_more_than_its_part() {
         let selector = Selector::new(&balance, None, &endpoints, |_| true);
         let mut held = Vec::new();
         for number in 1..=200 {
-            let key = Some(Key { hash: 7, in_flight: number });
+            let key = Some(Key::new(7, number));
             let (index, choice) = selector.pick(&endpoints, key, &[], Instant::now()).unwrap();
             held.push(InFlight::start(endpoints[index].clone(), choice));
         }

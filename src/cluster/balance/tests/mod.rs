@@ -32,7 +32,7 @@ fn selector(policy: Policy, endpoints: &[Arc<Endpoint>]) -> Selector {
 
 /// Any request's key.
 fn key() -> Option<Key> {
-    Some(Key { hash: fastrand::u64(..), in_flight: 1 })
+    Some(Key::new(fastrand::u64(..), 1))
 }
 
 /// How many of so many requests each endpoint gets.

@@ -95,7 +95,7 @@ fn a_key_stays_in_its_part() {
     for policy in [Policy::Maglev, Policy::RingHash] {
         let selector = Selector::new(&aware(policy), Some("a"), &endpoints, |_| true);
         for hash in 0..100 {
-            let key = Some(Key { hash, in_flight: 1 });
+            let key = Some(Key::new(hash, 1));
             let pick = || selector.pick(&endpoints, key, &[], Instant::now()).unwrap().0;
             let first = pick();
             assert!((0..10).all(|_| pick() == first), "{policy:?}");
