@@ -89,12 +89,13 @@ async fn carry(
     };
     let (parts, body) = prepare(request, &found, down.origin, record);
     let mut journey = Journey {
-        to: destination(&cluster, &snapshot, down, is_grpc, &parts),
+        to: Destination { cluster: &cluster, snapshot: &snapshot, proxy: down.proxy, is_grpc, key: None },
         interim: down.interim,
         body: Some(body),
         parts,
         waiting: Waiting::new(&mut *down.timer, &snapshot.settings.service, begun, deadline),
     };
+    journey.find_key(down.origin.peer.ip());
     if delayed {
         journey.waiting.delayed();
     }
@@ -138,29 +139,19 @@ pub async fn carry_to(
     let Ready { snapshot, begun, delayed } =
         admit(&cluster, &parts.headers, Instant::now(), deadline, down.proxy, record).await?;
     let mut journey = Journey {
-        to: destination(&cluster, &snapshot, down, is_grpc, &parts),
+        to: Destination { cluster: &cluster, snapshot: &snapshot, proxy: down.proxy, is_grpc, key: None },
         interim: down.interim,
         body: Some(body),
         parts,
         waiting: Waiting::new(&mut *down.timer, &snapshot.settings.service, begun, deadline),
     };
+    journey.find_key(down.origin.peer.ip());
     if delayed {
         journey.waiting.delayed();
     }
     let outcome = journey.try_endpoints(record).await;
     header_maps::give(journey.parts.headers);
     outcome
-}
-
-fn destination<'j>(
-    cluster: &'j Cluster,
-    snapshot: &'j Snapshot,
-    down: &Downstream<'j>,
-    is_grpc: bool,
-    parts: &request::Parts,
-) -> Destination<'j> {
-    let key = snapshot.key(parts, down.origin.peer.ip(), cluster.metrics.in_flight.get());
-    Destination { cluster, snapshot, proxy: down.proxy, is_grpc, key }
 }
 
 /// Takes the request out of where it is, with the headers that the next hop gets.

@@ -27,6 +27,7 @@ use crate::{
 use bytes::Bytes;
 use http::{HeaderValue, Method, Response, request};
 use std::{
+    net::IpAddr,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -61,6 +62,12 @@ pub struct Destination<'j> {
 }
 
 impl Journey<'_> {
+    /// Finds what the endpoint is to be chosen by, where the policy goes by something in the request. (On its own because a
+    /// borrow of the request before it is in here would make every connection's future larger.)
+    pub fn find_key(&mut self, source: IpAddr) {
+        self.to.key = self.to.snapshot.key(&self.parts, source, self.to.cluster.metrics.in_flight.get());
+    }
+
     /// The request, and its body if it is still at hand.
     pub fn into_request(self) -> (request::Parts, Option<Body>) {
         (self.parts, self.body)
