@@ -6,9 +6,10 @@ use http::{Method, Request};
 use pillion::{
     cluster::{
         Cluster,
+        balance::Key,
         table::{Settings, State},
     },
-    config::{self, Balance, Layout, Policy, Service},
+    config::{self, Balance, Hash, Layout, Policy, Service},
     proxy::h1::head::{self, HeadLimits, HeadScan},
     registry::{Instance, layout::Keys},
     route,
@@ -29,11 +30,21 @@ fn main() {
 
 const SIZES: [usize; 3] = [3, 100, 1000];
 
-const POLICIES: [Policy; 5] =
-    [Policy::PeakEwma, Policy::LeastRequest, Policy::RoundRobin, Policy::Random, Policy::ResponseTime];
+const POLICIES: [Policy; 8] = [
+    Policy::PeakEwma,
+    Policy::LeastRequest,
+    Policy::LeastConnections,
+    Policy::RoundRobin,
+    Policy::Random,
+    Policy::ResponseTime,
+    Policy::Maglev,
+    Policy::RingHash,
+];
 
 fn settings(policy: Policy) -> Arc<Settings> {
-    Arc::new(Settings { service: Service { balance: Balance { policy }, ..Service::default() }, tls: None })
+    let hash = Hash { path: true, ..Hash::default() };
+    let service = Service { balance: Balance { policy, hash, ..Balance::default() }, ..Service::default() };
+    Arc::new(Settings { service, ..Settings::default() })
 }
 
 fn instances(count: usize) -> Vec<Instance> {
@@ -59,7 +70,12 @@ fn pick(bencher: Bencher<'_, '_>, Pick { policy, size }: &Pick) {
     for (number, endpoint) in snapshot.endpoints.iter().enumerate() {
         endpoint.live.observe(Duration::from_micros(1000 + 37 * (number as u64 % 100)), now);
     }
-    bencher.bench_local(|| black_box(snapshot.pick(false, &[], now)).is_some());
+    let mut number = 0;
+    bencher.bench_local(|| {
+        number += 1;
+        let key = policy.hashes().then_some(Key::new(number, 1));
+        black_box(snapshot.pick(false, key, &[], now)).is_some()
+    });
 }
 
 struct Pick {
@@ -74,7 +90,7 @@ impl std::fmt::Display for Pick {
 }
 
 /// One of a thousand endpoints changes its weight, as it does when a registry tells of a change.
-#[divan::bench(args = [Policy::PeakEwma, Policy::RoundRobin])]
+#[divan::bench(args = [Policy::PeakEwma, Policy::RoundRobin, Policy::Maglev, Policy::RingHash])]
 fn publish_1000(bencher: Bencher<'_, '_>, policy: Policy) {
     let (cluster, settings) = (cluster(policy), settings(policy));
     let mut sets = [instances(1000), instances(1000)];

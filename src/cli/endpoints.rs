@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     admin::view::{CheckState, Condition, Detail, EndpointDetail, Health, Refused, State},
-    config::{self, FaultInjection, Policy, human},
+    config::{self, FaultInjection, human},
     error::Reason,
     registry::Protocol,
 };
@@ -102,14 +102,7 @@ fn none(detail: &Detail) -> String {
 }
 
 fn settings(Detail { settings, .. }: &Detail) -> String {
-    let policy = match settings.policy {
-        Policy::PeakEwma => "peak-ewma",
-        Policy::LeastRequest => "least-request",
-        Policy::RoundRobin => "round-robin",
-        Policy::Random => "random",
-        Policy::ResponseTime => "response-time",
-    };
-    let mut words = vec![policy.to_owned()];
+    let mut words = vec![settings.policy.as_str().to_owned()];
     words.extend(settings.protocol.map(|protocol| self::protocol(protocol).to_owned()));
     words.extend(settings.tls.then(|| "TLS".to_owned()));
     words.extend(settings.registered_as.iter().map(|name| format!("registered as {}", printable(name))));
@@ -261,7 +254,7 @@ mod tests {
             view::{Checks, Limits, Settings, Source},
         },
         cli::services::Services,
-        config::Timeouts,
+        config::{Policy, Timeouts},
         registry::layout::plain::Entry,
     };
     use clap::Args;

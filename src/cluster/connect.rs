@@ -130,7 +130,7 @@ pub async fn open_tls(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{cluster::Live, config::Service};
+    use crate::cluster::Live;
 
     #[tokio::test]
     async fn an_instance_that_asks_for_tls_is_never_spoken_to_without() {
@@ -138,7 +138,7 @@ mod tests {
         let address = listener.local_addr().unwrap().to_string().parse().unwrap();
         let instance = Instance { tls: Some(true), ..Instance::new("a", address) };
         let endpoint = Endpoint { instance, live: Arc::new(Live::new(None)) };
-        let settings = Settings { service: Service::default(), tls: None };
+        let settings = Settings::default();
         let refused = connect(&endpoint, &settings, None).await.unwrap_err();
         assert!(matches!(refused, ConnectError::NoAuthorities), "{refused}");
     }

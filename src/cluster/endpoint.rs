@@ -46,6 +46,8 @@ pub struct Live {
     /// Requests that ended without saying anything about the endpoint: their caller went away.
     abandoned: AtomicU64,
     latency: PeakEwma,
+    /// The nanosecond until which it gets less than its share, because it asked for a pause.
+    penalised: AtomicU64,
     pub health: Health,
     /// What active checks have shown, if there are any.
     checked: ArcSwapOption<Checked>,
@@ -64,6 +66,7 @@ impl Live {
             failures: AtomicU64::new(0),
             abandoned: AtomicU64::new(0),
             latency: PeakEwma::new(start),
+            penalised: AtomicU64::new(0),
             health: Health::default(),
             checked: ArcSwapOption::empty(),
             gone: AtomicBool::new(false),
@@ -121,7 +124,7 @@ impl Live {
 
     /// The latency estimate now, for comparing with another's.
     pub fn estimate(&self, now: Instant) -> Estimate {
-        Estimate(self.latency.read(now))
+        Estimate { decayed: self.latency.read(now), last: self.latency.last() }
     }
 
     /// A response has not come for so long; nobody waits for it any more.
@@ -133,6 +136,17 @@ impl Live {
 
     pub fn observe(&self, latency: Duration, now: Instant) {
         self.latency.observe(latency, now);
+    }
+
+    /// Takes note that it asked for a pause. Gives the nanosecond until which it has one.
+    pub(super) fn penalise(&self, long: Duration, now: Instant) -> u64 {
+        let until = nanos(now + long);
+        self.penalised.fetch_max(until, Relaxed).max(until)
+    }
+
+    /// The nanosecond until which it gets less than its share; 0 if it never asked for that.
+    pub fn penalised_until(&self) -> u64 {
+        self.penalised.load(Relaxed)
     }
 }
 
@@ -195,9 +209,13 @@ impl Drop for InFlight {
     }
 }
 
-/// A latency in nanoseconds that is known only roughly.
+/// A latency in nanoseconds that is known only roughly; 0 if it is not known.
 #[derive(Debug, Clone, Copy)]
-pub struct Estimate(f64);
+pub struct Estimate {
+    decayed: f64,
+    /// As it was when the endpoint last answered.
+    last: f64,
+}
 
 impl Estimate {
     /// Latencies below this differ by scheduling, not by the endpoint's state.
@@ -208,8 +226,31 @@ impl Estimate {
 
     /// How many times as slow as `other` this is; exactly 1 if that is not certain.
     pub fn relative_to(self, other: Self) -> f64 {
-        let ratio = self.0.max(Self::FLOOR) / other.0.max(Self::FLOOR);
-        if (1.0 / Self::NOISE..=Self::NOISE).contains(&ratio) { 1.0 } else { ratio }
+        let ratio = self.decayed.max(Self::FLOOR) / other.decayed.max(Self::FLOOR);
+        if (1.0 / Self::NOISE..=Self::NOISE).contains(&ratio) { 1.0 } else { self.certainly(other, ratio) }
+    }
+
+    /// Time makes an endpoint forgiven, and never faster than the others: perhaps it has been silent for so long because it
+    /// does not answer at all. Nor is one faster that has not answered yet.
+    fn certainly(self, other: Self, ratio: f64) -> f64 {
+        let last = self.last.max(Self::FLOOR) / other.last.max(Self::FLOOR);
+        if self.last.min(other.last) <= 0.0 {
+            1.0
+        } else if ratio > 1.0 {
+            ratio.min(last).max(1.0)
+        } else {
+            ratio.max(last).min(1.0)
+        }
+    }
+
+    /// How fast it was last: 1 / latency, but not more than can be told from noise. `None` if it is not known.
+    pub fn speed(self) -> Option<f64> {
+        (self.last > 0.0).then(|| 1.0 / self.last.max(Self::FLOOR / 2.0))
+    }
+
+    /// How fast it may be by now: as it was last, or as time lets one hope, but then no faster than `usual`.
+    pub fn hoped_speed(self, usual: f64) -> Option<f64> {
+        self.speed().map(|speed| speed.max(usual.min(1.0 / self.decayed)))
     }
 }
 
@@ -239,7 +280,7 @@ impl PeakEwma {
             sample
         } else {
             let weight = fade(self.age(now));
-            sample.mul_add(1.0 - weight, f64::from_bits(self.value.load(Relaxed)) * weight)
+            sample.mul_add(1.0 - weight, self.last() * weight)
         };
         self.value.store(value.to_bits(), Relaxed);
         self.stamp.store(nanos(now), Relaxed);
@@ -247,7 +288,12 @@ impl PeakEwma {
 
     /// Decays while nobody sends anything, so that an endpoint that was slow once gets a chance again.
     fn read(&self, now: Instant) -> f64 {
-        f64::from_bits(self.value.load(Relaxed)) * fade(self.age(now))
+        self.last() * fade(self.age(now))
+    }
+
+    /// Without the decay.
+    fn last(&self) -> f64 {
+        f64::from_bits(self.value.load(Relaxed))
     }
 
     fn age(&self, now: Instant) -> f64 {
@@ -298,6 +344,23 @@ mod tests {
         };
         for (one, other, expected) in [(10, 19, 1.0), (19, 10, 1.0), (1, 4, 1.0), (100, 10, 10.0), (10, 100, 0.1)] {
             assert!((ratio(one, other) - expected).abs() < 1e-9, "{one} ms to {other} ms: {}", ratio(one, other));
+        }
+        assert_eq!((ratio(0, 100), ratio(100, 0)), (1.0, 1.0), "0 is what is not known");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_forgives_and_does_not_recommend() {
+        let (fast, slow, silent) = (Live::new(None), Live::new(None), Live::new(None));
+        let start = Instant::now();
+        silent.observe(MS * 100, start);
+        slow.observe(MS * 2000, start);
+        let ratio = |one: &Live, other: &Live| one.estimate(Instant::now()).relative_to(other.estimate(Instant::now()));
+        for (seconds, slow_one) in [(0, 20.0), (10, 7.4), (30, 1.0), (60, 1.0)] {
+            tokio::time::sleep_until(start + Duration::from_secs(seconds)).await;
+            fast.observe(MS * 100, Instant::now());
+            assert!((ratio(&slow, &fast) - slow_one).abs() < 0.1, "{seconds}: {}", ratio(&slow, &fast));
+            assert!((ratio(&fast, &slow) - 1.0 / slow_one).abs() < 0.01);
+            assert_eq!((ratio(&silent, &fast), ratio(&fast, &silent)), (1.0, 1.0));
         }
     }
 

@@ -118,6 +118,12 @@ impl Health {
         until != OPEN && until <= nanos(now) && self.gate.compare_exchange(until, PROBING, Relaxed, Relaxed).is_ok()
     }
 
+    /// Whether the ejection is over, and the one probe not yet taken.
+    pub fn is_probe_due(&self, now: Instant) -> bool {
+        let until = self.gate.load(Relaxed);
+        until != OPEN && until <= nanos(now)
+    }
+
     /// The probe ended without finding anything, so another may be made.
     pub fn give_probe_back(&self) {
         let _ = self.gate.compare_exchange(PROBING, nanos(Instant::now()), Relaxed, Relaxed);
@@ -152,6 +158,11 @@ impl Health {
 
     pub fn consecutive_failures(&self) -> u32 {
         self.consecutive.load(Relaxed)
+    }
+
+    /// Since which nanosecond it takes requests, if it does.
+    pub fn since(&self) -> u64 {
+        self.changed.load(Relaxed)
     }
 
     /// How often it was ejected.

@@ -3,7 +3,7 @@
 //! Readers take what is published without a lock; the one writer is `discovery`, on the control thread.
 
 use super::{
-    balance::Selector,
+    balance::{HashBy, Key, Selector, penalty},
     budget::Budget,
     endpoint::{Endpoint, InFlight, Live},
     health::{Choice, Outcome, Standing},
@@ -16,9 +16,11 @@ use crate::{
     telemetry::{labels::EndpointState, metrics::ServiceMetrics},
 };
 use arc_swap::{ArcSwap, Guard};
+use http::request;
 use rustls::ClientConfig;
 use std::{
     collections::HashMap,
+    net::IpAddr,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -96,11 +98,13 @@ pub struct Cluster {
 }
 
 /// How requests for a service are carried, worked out once per change of the config.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Settings {
     pub service: Service,
     /// TLS towards upstreams that ask for it in the registry, or all of them with `service.tls`.
     pub tls: Option<Arc<UpstreamTls>>,
+    /// The zone that this pillion is in.
+    pub zone: Option<String>,
 }
 
 /// TLS settings towards one service's upstreams, per protocol that is offered.
@@ -121,6 +125,7 @@ pub struct Snapshot {
     selector: Selector,
     /// Where one process has an address for gRPC and another for plain HTTP, as with Kratos: those for gRPC.
     grpc: Option<Selector>,
+    hash_by: Option<HashBy>,
     pub state: State,
 }
 
@@ -212,7 +217,7 @@ impl Cluster {
     pub fn recount(&self) {
         let (snapshot, now) = (self.load(), Instant::now());
         let before = self.metrics.panicking.get() != 0;
-        let panicking = snapshot.recount();
+        let panicking = snapshot.recount(now);
         match (before, panicking) {
             (false, true) => {
                 tracing::warn!(service = %self.name, "panic: too few endpoints are available, so all are used");
@@ -284,29 +289,67 @@ impl Settings {
 
 impl Snapshot {
     fn new(settings: Arc<Settings>, endpoints: Box<[Arc<Endpoint>]>, state: State) -> Self {
-        let policy = settings.service.balance.policy;
+        let balance = &settings.service.balance;
+        let selector =
+            |wanted: fn(&Endpoint) -> bool| Selector::new(balance, settings.zone.as_deref(), &endpoints, wanted);
         let for_grpc = endpoints.iter().filter(|endpoint| endpoint.is_for_grpc()).count();
         let (selector, grpc) = if for_grpc == 0 || for_grpc == endpoints.len() {
-            (Selector::new(policy, &endpoints, |_| true), None)
+            (selector(|_| true), None)
         } else {
-            let grpc = Selector::new(policy, &endpoints, Endpoint::is_for_grpc);
-            (Selector::new(policy, &endpoints, |endpoint| !endpoint.is_for_grpc()), Some(grpc))
+            (selector(|endpoint| !endpoint.is_for_grpc()), Some(selector(Endpoint::is_for_grpc)))
         };
-        Self { settings, endpoints, selector, grpc, state }
+        let hash_by = HashBy::new(balance);
+        Self { settings, endpoints, selector, grpc, hash_by, state }
+    }
+
+    /// What a request is to be chosen by, where the policy goes by something in it, and it has that. `in_flight`: requests
+    /// to the service, this one included.
+    pub fn key(&self, request: &request::Parts, source: IpAddr, in_flight: i64) -> Option<Key> {
+        let hash = self.hash_by.as_ref()?.hash(request, source)?;
+        Some(Key::new(hash, in_flight))
     }
 
     /// The endpoint for the next request, none of those in `tried`, and how it comes to be chosen.
-    pub fn pick(&self, is_grpc: bool, tried: &[Arc<Endpoint>], now: Instant) -> Option<(&Arc<Endpoint>, Choice)> {
+    pub fn pick(
+        &self,
+        is_grpc: bool,
+        key: Option<Key>,
+        tried: &[Arc<Endpoint>],
+        now: Instant,
+    ) -> Option<(&Arc<Endpoint>, Choice)> {
         let selector = self.grpc.as_ref().filter(|_| is_grpc).unwrap_or(&self.selector);
-        selector.pick(&self.endpoints, tried, now).map(|(index, entry)| (&self.endpoints[index], entry))
+        selector.pick(&self.endpoints, key, tried, now).map(|(index, entry)| (&self.endpoints[index], entry))
+    }
+
+    /// Whether the request leaves our zone, where that matters.
+    pub fn leaves_zone(&self, endpoint: &Endpoint) -> bool {
+        self.settings.service.balance.zone.aware
+            && self.settings.zone.as_ref().is_some_and(|zone| endpoint.instance.zone.as_ref() != Some(zone))
+    }
+
+    /// An endpoint asked for a pause, if it said so as long as `asked`.
+    pub fn penalise(&self, live: &Live, asked: Option<Duration>, now: Instant) {
+        let long = penalty(&self.settings.service.balance, asked);
+        if !long.is_zero() {
+            let until = live.penalise(long, now);
+            self.selectors().for_each(|selector| selector.penalised(until));
+        }
+    }
+
+    /// Whether the endpoints are in parts, which have to be counted anew from time to time.
+    pub fn is_split(&self) -> bool {
+        self.selectors().any(Selector::is_split)
+    }
+
+    fn selectors(&self) -> impl Iterator<Item = &Selector> {
+        [Some(&self.selector), self.grpc.as_ref()].into_iter().flatten()
     }
 
     /// Counts anew who is available. Returns whether so few are that all are used.
-    fn recount(&self) -> bool {
+    fn recount(&self, now: Instant) -> bool {
         let threshold = self.settings.service.panic_threshold;
-        let selectors = [Some(&self.selector), self.grpc.as_ref()].into_iter().flatten();
-        selectors.fold(false, |panicking, selector| {
-            selector.recount(&self.endpoints, threshold);
+        self.selectors().fold(false, |panicking, selector| {
+            selector.recount(&self.endpoints, threshold, now);
             panicking || selector.is_panicking()
         })
     }
@@ -318,7 +361,7 @@ impl Snapshot {
 
     /// The number of endpoints that can be picked.
     pub fn usable(&self) -> usize {
-        self.selector.usable() + self.grpc.as_ref().map_or(0, Selector::usable)
+        self.selectors().map(Selector::usable).sum()
     }
 }
 
@@ -361,7 +404,7 @@ mod tests {
     }
 
     fn settings() -> Arc<Settings> {
-        Arc::new(Settings { service: Service::default(), tls: None })
+        Arc::new(Settings::default())
     }
 
     fn instance(id: &str, port: u16, weight: u32) -> Instance {
@@ -395,12 +438,15 @@ mod tests {
         cluster.publish(&settings(), &[scheme("a/grpc", 1, "grpc"), scheme("a/http", 2, "http")], State::Known);
         let snapshot = cluster.load();
         for _ in 0..20 {
-            let port = |is_grpc| snapshot.pick(is_grpc, &[], Instant::now()).unwrap().0.instance.address.port();
+            let port = |is_grpc| snapshot.pick(is_grpc, None, &[], Instant::now()).unwrap().0.instance.address.port();
             assert_eq!((port(true), port(false)), (1, 2));
         }
         assert_eq!(snapshot.usable(), 2);
         cluster.publish(&settings(), &[scheme("a/grpc", 1, "grpc")], State::Known);
-        assert!(cluster.load().pick(false, &[], Instant::now()).is_some(), "with one kind only, that one takes all");
+        assert!(
+            cluster.load().pick(false, None, &[], Instant::now()).is_some(),
+            "with one kind only, that one takes all"
+        );
     }
 
     #[tokio::test]
@@ -417,7 +463,7 @@ mod tests {
         cluster.publish(&plain, &[instance("a", 1, 1)], State::Known);
         let before = cluster.load().endpoints[0].live.key;
         let service = Service { tls: Some(crate::config::Tls::default()), ..Service::default() };
-        cluster.publish(&Arc::new(Settings { service, tls: None }), &[instance("a", 1, 1)], State::Known);
+        cluster.publish(&Arc::new(Settings { service, ..Settings::default() }), &[instance("a", 1, 1)], State::Known);
         assert_ne!(cluster.load().endpoints[0].live.key, before);
     }
 
@@ -427,7 +473,7 @@ mod tests {
         assert_eq!(cluster.metrics.requests_limit.get(), 1024);
         let limits = crate::config::Limits { requests: 7, ..Default::default() };
         let service = Service { limits, ..Service::default() };
-        cluster.publish(&Arc::new(Settings { service, tls: None }), &[], State::Known);
+        cluster.publish(&Arc::new(Settings { service, ..Settings::default() }), &[], State::Known);
         assert_eq!(cluster.metrics.requests_limit.get(), 7);
     }
 

@@ -1,5 +1,6 @@
 //! What the types alone cannot hold: names that must exist, addresses that must differ, ranges, files.
 
+mod balance;
 mod fallback;
 mod health_check;
 mod limits;
@@ -348,6 +349,7 @@ impl<'t> Check<'_, 't> {
         if let Some(tls) = &service.tls {
             self.tls(&spot.key("tls"), tls);
         }
+        self.balance(&spot.key("balance"), &service.balance);
         let at = spot.key("timeouts");
         let Timeouts { connect, request, idle, stream } = service.timeouts;
         let each = [("connect", Some(connect)), ("request", Some(request)), ("idle", Some(idle)), ("stream", stream)];

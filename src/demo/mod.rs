@@ -198,7 +198,7 @@ fn config(options: &Options) -> Config {
 }
 
 fn service(policy: Policy) -> Service {
-    Service { balance: Balance { policy }, ..Service::default() }
+    Service { balance: Balance { policy, ..Balance::default() }, ..Service::default() }
 }
 
 /// Waits until the proxy knows every instance, so that the first requests count like all others.

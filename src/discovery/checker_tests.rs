@@ -28,7 +28,7 @@ fn start() -> Setup {
 }
 
 fn settings(health_check: Option<HealthCheck>) -> Arc<Settings> {
-    Arc::new(Settings { service: Service { health_check, ..Service::default() }, tls: None })
+    Arc::new(Settings { service: Service { health_check, ..Service::default() }, ..Settings::default() })
 }
 
 impl Setup {

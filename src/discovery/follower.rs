@@ -149,7 +149,7 @@ impl Follower {
         for change in &changes {
             tell(&self.cluster, change);
         }
-        if !changes.is_empty() {
+        if !changes.is_empty() || (period_passed && snapshot.is_split()) {
             self.cluster.recount();
         }
         if asked && endpoints.iter().any(|endpoint| endpoint.live.is_gone() && linger::has_failed(&endpoint.live)) {

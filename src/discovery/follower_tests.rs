@@ -54,7 +54,7 @@ fn start(sources: Vec<Arc<dyn Registry>>, pinned: bool) -> Follower {
 
 fn start_with(service: Service, sources: Vec<Arc<dyn Registry>>, pinned: bool) -> Follower {
     let telemetry = telemetry();
-    let settings = Arc::new(Settings { service, tls: None });
+    let settings = Arc::new(Settings { service, ..Settings::default() });
     let cluster = Arc::new(Cluster::new("s", settings.clone(), telemetry.metrics.service("s"), Arc::default()));
     let settings = SettingsFor { settings, sources: Vec::new(), registered_as: "s".into(), pinned };
     let checks = Arc::new(Semaphore::new(1));

@@ -43,7 +43,7 @@ impl SettingsFor {
             None => None,
         };
         Ok(Self {
-            settings: Arc::new(Settings { service: own.clone(), tls: upstream_tls }),
+            settings: Arc::new(Settings { service: own.clone(), tls: upstream_tls, zone: config.node.zone.clone() }),
             sources: sources.cloned().unwrap_or_else(|| config.registries.keys().cloned().collect()),
             registered_as: own.registered_as.clone().unwrap_or_else(|| service.into()),
             pinned,
@@ -55,7 +55,7 @@ impl SettingsFor {
     pub fn with_tls_for(&mut self, instances: &[Instance]) -> Result<(), TlsError> {
         if self.settings.tls.is_none() && instances.iter().any(|instance| instance.tls == Some(true)) {
             let tls = Some(upstream_tls(&Tls::default())?);
-            self.settings = Arc::new(Settings { service: self.settings.service.clone(), tls });
+            self.settings = Arc::new(Settings { tls, ..Settings::clone(&self.settings) });
         }
         Ok(())
     }

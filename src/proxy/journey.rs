@@ -14,6 +14,7 @@ use crate::{
     backoff::Backoff,
     cluster::{
         Cluster, Endpoint, Snapshot,
+        balance::Key,
         budget::Grant,
         connect::ConnectError,
         endpoint::InFlight,
@@ -26,6 +27,7 @@ use crate::{
 use bytes::Bytes;
 use http::{HeaderValue, Method, Response, request};
 use std::{
+    net::IpAddr,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -55,9 +57,17 @@ pub struct Destination<'j> {
     pub snapshot: &'j Snapshot,
     pub proxy: &'j Proxy,
     pub is_grpc: bool,
+    /// What the endpoint is chosen by, if by something in the request.
+    pub key: Option<Key>,
 }
 
 impl Journey<'_> {
+    /// Finds what the endpoint is to be chosen by, where the policy goes by something in the request. (On its own because a
+    /// borrow of the request before it is in here would make every connection's future larger.)
+    pub fn find_key(&mut self, source: IpAddr) {
+        self.to.key = self.to.snapshot.key(&self.parts, source, self.to.cluster.metrics.in_flight.get());
+    }
+
     /// The request, and its body if it is still at hand.
     pub fn into_request(self) -> (request::Parts, Option<Body>) {
         (self.parts, self.body)
@@ -167,7 +177,7 @@ impl Journey<'_> {
 impl Destination<'_> {
     /// An endpoint that was not tried yet, and how it comes to be chosen.
     pub(super) fn pick(self, tried: &[Arc<Endpoint>], now: Instant) -> Option<(Arc<Endpoint>, Choice)> {
-        self.snapshot.pick(self.is_grpc, tried, now).map(|(endpoint, choice)| (endpoint.clone(), choice))
+        self.snapshot.pick(self.is_grpc, self.key, tried, now).map(|(endpoint, choice)| (endpoint.clone(), choice))
     }
 
     /// One try: a connection to the endpoint, and the exchange on it.
@@ -180,6 +190,9 @@ impl Destination<'_> {
         waiting: &mut Waiting<'_>,
         interim: &dyn Interim,
     ) -> Result<Sent, SendFailure> {
+        if self.snapshot.leaves_zone(endpoint) {
+            self.cluster.metrics.zone_left.inc();
+        }
         let wanted = self.upstream_protocol(endpoint, parts);
         let checkout = self.proxy.pool.checkout(self.cluster, endpoint, &self.snapshot.settings, wanted, fresh);
         let lease = match waiting.in_time(checkout).await {

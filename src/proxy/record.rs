@@ -6,6 +6,7 @@ use super::{
     headers::{GRPC_STATUS, X_REQUEST_ID},
     http::Downstream,
     listener::Listener,
+    retry::retry_after,
     timer::Patience,
 };
 use crate::{
@@ -175,6 +176,20 @@ impl Record {
             }
         }
         self.tell(if is_failure(response.status()) { Outcome::Failure } else { Outcome::Success });
+        if matches!(response.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            self.asked_for_pause(response);
+        }
+    }
+
+    /// An endpoint that has too much to do says so, and perhaps for how long; others are to be preferred until then.
+    fn asked_for_pause<B>(&self, response: &Response<B>) {
+        let after = retry_after(response.headers());
+        if after.is_none() && response.status() == StatusCode::SERVICE_UNAVAILABLE {
+            return;
+        }
+        if let (Some(cluster), Some(in_flight)) = (&self.cluster, &self.in_flight) {
+            cluster.load().penalise(&in_flight.endpoint().live, after, Instant::now());
+        }
     }
 
     /// The response's head, ours or the upstream's, is known.

@@ -1,5 +1,6 @@
 //! The integration tests, in one binary. Modules `real_*` talk to real servers and need the feature `real-servers`.
 
+mod balancing;
 mod bounds;
 mod cli;
 mod cut_anywhere;

@@ -51,6 +51,12 @@ impl Setup {
         self
     }
 
+    /// In this zone.
+    pub fn zone(mut self, zone: &str) -> Self {
+        self.top += &format!("node: {{ zone: {zone} }}\n");
+        self
+    }
+
     /// Another listener, with these settings.
     pub fn listener(mut self, name: &str, settings: &str) -> Self {
         self.listeners += &format!("  - {{ name: {name}, listen: 127.0.0.1:0, {settings} }}\n");

@@ -164,7 +164,7 @@ async fn asked(answer: &'static str, check: HttpCheck) -> (Result<(), String>, S
         String::from_utf8(request).unwrap()
     });
     let check = HealthCheck { http: Some(check), ..HealthCheck::default() };
-    let settings = Settings { service: Service::default(), tls: None };
+    let settings = Settings::default();
     let outcome = perform("user-service", &endpoint(&address, &[]), &settings, &check).await;
     (outcome.map_err(|failure| failure.to_string()), server.await.unwrap())
 }
@@ -226,7 +226,7 @@ async fn serve_http2(stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite +
 #[tokio::test]
 async fn http2_is_spoken_where_the_endpoint_speaks_it() {
     let mut endpoint = endpoint(&http2_server(None).await, &[]);
-    let settings = Settings { service: Service::default(), tls: None };
+    let settings = Settings::default();
     let check = |body: &str| HealthCheck {
         http: Some(HttpCheck { body: Some(body.into()), ..HttpCheck::default() }),
         ..HealthCheck::default()
@@ -253,7 +253,11 @@ async fn the_tls_settings_of_the_service_count() {
             either: offering(&["h2", "http/1.1"]),
             server_name: Some("users.example".into()),
         };
-        Settings { service: Service { tls: Some(tls), ..Service::default() }, tls: Some(Arc::new(upstream)) }
+        Settings {
+            service: Service { tls: Some(tls), ..Service::default() },
+            tls: Some(Arc::new(upstream)),
+            zone: None,
+        }
     };
     let key = rustls::pki_types::PrivateKeyDer::try_from(signed.signing_key.serialize_der()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -270,7 +274,7 @@ async fn the_tls_settings_of_the_service_count() {
 #[tokio::test]
 async fn the_layer_that_failed_is_named() {
     let refused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
-    let settings = Settings { service: Service::default(), tls: None };
+    let settings = Settings::default();
     let check = HealthCheck { timeout: Duration::from_millis(50), ..HealthCheck::default() };
     let failed = async |endpoint: &Endpoint, check: &HealthCheck| {
         perform("s", endpoint, &settings, check).await.unwrap_err().to_string()

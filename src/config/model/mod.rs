@@ -1,5 +1,6 @@
 //! The shape of the config file. Every field's doc comment appears in the JSON Schema; every default is stated here.
 
+mod balance;
 mod discovery;
 mod fallback;
 mod health_check;
@@ -15,6 +16,7 @@ mod secret;
 mod service;
 mod tls;
 
+pub use balance::{Aggression, Balance, Hash, Penalty, Policy, Priority, SlowStart, ZoneAware};
 pub use discovery::Discovery;
 pub use fallback::{Fallback, FallbackOn, FixedResponse, LastGood};
 pub use health_check::{GrpcCheck, HealthCheck, HttpCheck, StatusRange};
@@ -27,7 +29,7 @@ pub use outlier::{Breaker, BreakerOpen, Deviations, Outlier};
 pub use registries::{ConsulRegistry, EmbeddedRegistry, EtcdRegistry, FileRegistry, Layout, Registry};
 pub use retry::{Retry, RetryBackoff, RetryBudget, RetryOn};
 pub use secret::Secret;
-pub use service::{Balance, Policy, Pool, Protocol, Service, Timeouts};
+pub use service::{Pool, Protocol, Service, Timeouts};
 pub use tls::Tls;
 
 use indexmap::IndexMap;
@@ -57,7 +59,7 @@ pub struct Config {
     pub log: Log,
 }
 
-/// Names of this node. They are labels only.
+/// Names of this node. They are labels only, but for `zone`: see `balance.zone`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct Node {

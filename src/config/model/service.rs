@@ -1,6 +1,8 @@
 //! How requests for a service are carried.
 
-use super::{super::human, Breaker, Fallback, FaultInjection, HealthCheck, Hedge, Limits, Outlier, Retry, Tls};
+use super::{
+    super::human, Balance, Breaker, Fallback, FaultInjection, HealthCheck, Hedge, Limits, Outlier, Retry, Tls,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -54,29 +56,6 @@ pub enum Protocol {
     Http1,
     /// HTTP/2: by prior knowledge, or by ALPN when the connection is TLS.
     Http2,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
-#[serde(deny_unknown_fields, default)]
-pub struct Balance {
-    pub policy: Policy,
-}
-
-/// How the endpoint for a request is chosen. All of them honour weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, Default)]
-#[serde(rename_all = "kebab-case")]
-pub enum Policy {
-    /// The cheaper of two drawn at random, by peak-sensitive latency × requests in flight.
-    #[default]
-    PeakEwma,
-    /// The one of two drawn at random that has fewer requests in flight.
-    LeastRequest,
-    /// In turn, smoothly interleaved by weight.
-    RoundRobin,
-    /// At random, by weight.
-    Random,
-    /// At random, by weight divided by mean response time.
-    ResponseTime,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -58,7 +58,7 @@ fn values_of_the_wrong_type() {
             "services: { web.example: { balance: { policy: peak_ewma } } }",
             &[
                 "2:47: services.\"web.example\".balance.policy: found `peak_ewma`; expected `peak-ewma`, `least-request`, \
-             `round-robin`, `random` or `response-time`; did you mean `peak-ewma`?",
+             `least-connections`, `round-robin`, `random`, `response-time`, `maglev` or `ring-hash`; did you mean `peak-ewma`?",
             ],
         ),
         ("services: { web: { hedge: {} } }", &["2:27: services.web.hedge: expected either `after` or `percentile`"]),
@@ -255,6 +255,55 @@ fn ranges() {
             "log: { level: \"info,pillion=loud\" }",
             &["2:15: log.level: found `loud`; expected `off`, `error`, `warn`, `info`, `debug` or `trace`, \
              or per module like `info,pillion::registry=debug`"],
+        ),
+    ]);
+}
+
+#[test]
+fn balancing() {
+    let one_of = "expected one of `header`, `cookie`, `source: true` and `path: true`";
+    let needs = format!("2:37: services.a.balance.policy: `maglev` goes with `hash`, which says nothing; {one_of}");
+    let several = format!("2:29: services.a.balance.hash: there are several; {one_of}");
+    table(&[
+        ("services: { a: { balance: { policy: maglev } } }", &[&needs]),
+        ("services: { a: { balance: { hash: { header: x, path: true } } } }", &[&several]),
+        (
+            "services: { a: { balance: { hash: { header: 'x y', balance_factor: 90 } } } }",
+            &[
+                "2:45: services.a.balance.hash.header: found `x y`; expected a header's name",
+                "2:68: services.a.balance.hash.balance_factor: found `90`; expected 0 for none, or more than 100",
+            ],
+        ),
+        (
+            "services: { a: { balance: { hash: { cookie: 'a;b' } } } }",
+            &["2:45: services.a.balance.hash.cookie: found `a;b`; expected a cookie's name"],
+        ),
+        (
+            "services: { a: { balance: { slow_start: { window: 0s, aggression: 0, min_weight_percent: 0 } } } }",
+            &[
+                "2:51: services.a.balance.slow_start.window: found `0s`; expected at least `1ms`",
+                "2:67: services.a.balance.slow_start.aggression: found `0`; expected a number from 0.1 to 10",
+                "2:90: services.a.balance.slow_start.min_weight_percent: found `0`; expected a number from 1 to 100",
+            ],
+        ),
+        (
+            "services: { a: { balance: { penalty: { max: 1000d } } } }",
+            &["2:45: services.a.balance.penalty.max: found `1000d`; expected at most a year"],
+        ),
+        (
+            "services: { a: { balance: { zone: { min_endpoints: 1 } } } }",
+            &["2:52: services.a.balance.zone.min_endpoints: found `1`; expected a number from 2 to 10000"],
+        ),
+        (
+            "services: { a: { balance: { priority: { label: tier } } } }",
+            &["2:48: services.a.balance.priority.label: `label` goes with `order`, which is missing"],
+        ),
+        (
+            "services: { a: { balance: { priority: { order: [x, '', x] } } } }",
+            &[
+                "2:52: services.a.balance.priority.order[1]: found an empty text; expected some text",
+                "2:56: services.a.balance.priority.order[2]: `x` is there twice",
+            ],
         ),
     ]);
 }

@@ -1,7 +1,6 @@
 use super::*;
 use crate::{
     cluster::table::Settings,
-    config::Service,
     telemetry::{labels::WORDS, metrics::Metrics},
 };
 use http::{Request, header::CACHE_CONTROL};
@@ -11,7 +10,7 @@ use std::collections::VecDeque;
 type Fields<'f> = &'f [(&'f str, &'f str)];
 
 fn cluster(name: &str) -> Arc<Cluster> {
-    let settings = Arc::new(Settings { service: Service::default(), tls: None });
+    let settings = Arc::new(Settings::default());
     Arc::new(Cluster::new(name, settings, Metrics::new(WORDS).service(name), Arc::default()))
 }
 

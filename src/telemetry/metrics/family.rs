@@ -42,6 +42,7 @@ families! {
     Ejections COUNTER "pillion_ejections_total" "Endpoints kept out because of what their traffic showed, by cause."
     HealthChecks COUNTER "pillion_health_checks_total" "Active checks of endpoints, by result."
     Panic GAUGE "pillion_panic" "1 while so few endpoints are available that all are used."
+    ZoneLeft COUNTER "pillion_zone_left_total" "Tries that were sent to another zone, where balancing looks at zones."
     TableSwaps COUNTER "pillion_table_swaps_total" "New sets of endpoints put in use."
     DiscoveryAge GAUGE "pillion_discovery_age_seconds" "Time since the source last confirmed its set of instances."
     DiscoveryFailures COUNTER "pillion_discovery_failures_total" "Failures of the source."

@@ -98,6 +98,8 @@ pub struct ServiceMetrics {
     pub health_checks: Tally,
     /// 1 while so few endpoints are available that all are used.
     pub panicking: Gauge,
+    /// Tries sent to another zone.
+    pub zone_left: Counter,
     pub table_swaps: Counter,
 }
 
@@ -182,6 +184,7 @@ impl Metrics {
                 ejections: Tally::new(self.words.ejections),
                 health_checks: Tally::new(self.words.health_checks),
                 panicking: Gauge::default(),
+                zone_left: Counter::default(),
                 table_swaps: Counter::default(),
             },
         )
@@ -286,6 +289,7 @@ impl ServiceMetrics {
             (Family::HedgesWon, &self.hedges_won),
             (Family::PoolOpened, &self.pool.opened),
             (Family::PoolConnectFailures, &self.pool.connect_failures),
+            (Family::ZoneLeft, &self.zone_left),
             (Family::TableSwaps, &self.table_swaps),
         ] {
             page.add(family, &[service], counter.get() as f64);
