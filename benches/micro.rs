@@ -6,7 +6,7 @@ use http::{Method, Request};
 use pillion::{
     cluster::{
         Cluster,
-        balance::Key,
+        balance::{Ask, Key},
         table::{Settings, State},
     },
     config::{self, Balance, Hash, Layout, Policy, Service},
@@ -74,7 +74,7 @@ fn pick(bencher: Bencher<'_, '_>, Pick { policy, size }: &Pick) {
     bencher.bench_local(|| {
         number += 1;
         let key = policy.hashes().then_some(Key::new(number, 1));
-        black_box(snapshot.pick(false, key, &[], now)).is_some()
+        black_box(snapshot.pick(false, Ask { key, only_once: false }, &[], now)).is_some()
     });
 }
 

@@ -5,7 +5,7 @@
 use pillion::{
     cluster::{
         Endpoint, Live,
-        balance::Selector,
+        balance::{Ask, Selector},
         endpoint::InFlight,
         health::{Choice, Outcome},
         outlier::{Detector, PERIOD},
@@ -215,7 +215,7 @@ impl Simulation {
     fn send(&mut self, number: usize) {
         let request = &mut self.requests[number];
         let Sidecar { endpoints, selector, .. } = &self.sidecars[request.sidecar];
-        let Some((server, choice)) = selector.pick(endpoints, None, &request.tried, self.now) else {
+        let Some((server, choice)) = selector.pick(endpoints, Ask::default(), &request.tried, self.now) else {
             return self.fail(number);
         };
         let in_flight = InFlight::start(endpoints[server].clone(), choice);

@@ -169,14 +169,9 @@ impl InFlight {
         &self.endpoint
     }
 
-    /// Whether it was sent only to find out how the endpoint is.
-    pub fn is_probe(&self) -> bool {
-        self.choice == Choice::Probe
-    }
-
-    /// Whether it is known what came of it.
-    pub fn is_told(&self) -> bool {
-        self.told.is_some()
+    /// How the endpoint came to be chosen.
+    pub fn choice(&self) -> Choice {
+        self.choice
     }
 
     /// What came of it. A response that began well may still break off; nothing else is counted twice. True if something

@@ -112,10 +112,14 @@ impl Health {
         self.gate.load(Relaxed) == SHUT
     }
 
-    /// Takes the one probe, if the ejection is over and nobody else has it.
-    pub fn take_probe(&self, now: Instant) -> bool {
+    /// Takes the one probe, if the ejection is over and nobody else has it. A request that can be made `only_once` takes it
+    /// only if no other has come for a while: its caller would see the failure.
+    pub fn take_probe(&self, now: Instant, only_once: bool) -> bool {
+        /// For services that get no other requests at all.
+        const A_WHILE: Duration = Duration::from_secs(1);
         let until = self.gate.load(Relaxed);
-        until != OPEN && until <= nanos(now) && self.gate.compare_exchange(until, PROBING, Relaxed, Relaxed).is_ok()
+        let due = if only_once { until.saturating_add(A_WHILE.as_nanos() as u64) } else { until };
+        until != OPEN && due <= nanos(now) && self.gate.compare_exchange(until, PROBING, Relaxed, Relaxed).is_ok()
     }
 
     /// Whether the ejection is over, and the one probe not yet taken.

@@ -54,7 +54,7 @@ fn ejected(changes: &[Change]) -> Vec<(&str, Cause)> {
 }
 
 fn probe_is_due(endpoint: &Arc<Endpoint>) -> bool {
-    endpoint.live.health.take_probe(Instant::now())
+    endpoint.live.health.take_probe(Instant::now(), false)
 }
 
 #[tokio::test(start_paused = true)]
@@ -275,7 +275,7 @@ proptest! {
                     Event::Review => drop(detector.review(&all, &service, now)),
                     Event::Probe { endpoint, good } => {
                         let endpoint = &all[endpoint % count];
-                        if endpoint.live.health.take_probe(now) {
+                        if endpoint.live.health.take_probe(now, false) {
                             request(endpoint, Choice::Probe, if good { Outcome::Success } else { Outcome::Failure });
                         }
                     }

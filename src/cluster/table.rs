@@ -3,7 +3,7 @@
 //! Readers take what is published without a lock; the one writer is `discovery`, on the control thread.
 
 use super::{
-    balance::{HashBy, Key, Selector, penalty},
+    balance::{Ask, HashBy, Key, Selector, penalty},
     budget::Budget,
     endpoint::{Endpoint, InFlight, Live},
     health::{Choice, Outcome, Standing},
@@ -313,12 +313,12 @@ impl Snapshot {
     pub fn pick(
         &self,
         is_grpc: bool,
-        key: Option<Key>,
+        ask: Ask,
         tried: &[Arc<Endpoint>],
         now: Instant,
     ) -> Option<(&Arc<Endpoint>, Choice)> {
         let selector = self.grpc.as_ref().filter(|_| is_grpc).unwrap_or(&self.selector);
-        selector.pick(&self.endpoints, key, tried, now).map(|(index, entry)| (&self.endpoints[index], entry))
+        selector.pick(&self.endpoints, ask, tried, now).map(|(index, entry)| (&self.endpoints[index], entry))
     }
 
     /// Whether the request leaves our zone, where that matters.
@@ -438,13 +438,15 @@ mod tests {
         cluster.publish(&settings(), &[scheme("a/grpc", 1, "grpc"), scheme("a/http", 2, "http")], State::Known);
         let snapshot = cluster.load();
         for _ in 0..20 {
-            let port = |is_grpc| snapshot.pick(is_grpc, None, &[], Instant::now()).unwrap().0.instance.address.port();
+            let port = |is_grpc| {
+                snapshot.pick(is_grpc, Ask::default(), &[], Instant::now()).unwrap().0.instance.address.port()
+            };
             assert_eq!((port(true), port(false)), (1, 2));
         }
         assert_eq!(snapshot.usable(), 2);
         cluster.publish(&settings(), &[scheme("a/grpc", 1, "grpc")], State::Known);
         assert!(
-            cluster.load().pick(false, None, &[], Instant::now()).is_some(),
+            cluster.load().pick(false, Ask::default(), &[], Instant::now()).is_some(),
             "with one kind only, that one takes all"
         );
     }

@@ -4,6 +4,7 @@ use super::{record::Record, waiting::past_deadline};
 use crate::{
     cluster::{Cluster, limit::QueueFull},
     error::{ProxyError, Reason},
+    telemetry::flags::Flag,
 };
 use http::HeaderMap;
 use std::time::Duration;
@@ -24,6 +25,7 @@ pub async fn admit(
     }
     let waited = !limits.try_enter();
     let entered = if waited {
+        record.flag(Flag::Queued);
         // Boxed, like all that is large and rare on a connection.
         Box::pin(wait(cluster, deadline)).await?;
         Instant::now()

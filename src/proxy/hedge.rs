@@ -80,7 +80,7 @@ impl Journey<'_> {
             let sent = one.unwrap_or_else(|| unreachable!("the race ends with a result"));
             return to.classify(sent, &first, &parts.method, waiting.since());
         };
-        record.attempted();
+        record.hedged();
         to.cluster.metrics.hedges.inc();
         let (method, since) = (&parts.method, second_waiting.since());
         let one = one.map(|sent| to.classify(sent, &first, method, waiting.since()));

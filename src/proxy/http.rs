@@ -16,7 +16,7 @@ use super::{
     waiting::{Waiting, past_deadline},
 };
 use crate::{
-    cluster::{Cluster, Snapshot, table::State},
+    cluster::{Cluster, Snapshot, balance::Ask, table::State},
     discovery,
     error::{ProxyError, Reason},
     route,
@@ -89,13 +89,13 @@ async fn carry(
     };
     let (parts, body) = prepare(request, &found, down.origin, record);
     let mut journey = Journey {
-        to: Destination { cluster: &cluster, snapshot: &snapshot, proxy: down.proxy, is_grpc, key: None },
+        to: Destination { cluster: &cluster, snapshot: &snapshot, proxy: down.proxy, is_grpc, ask: Ask::default() },
         interim: down.interim,
         body: Some(body),
         parts,
         waiting: Waiting::new(&mut *down.timer, &snapshot.settings.service, begun, deadline),
     };
-    journey.find_key(down.origin.peer.ip());
+    journey.find_ask(down.origin.peer.ip());
     if delayed {
         journey.waiting.delayed();
     }
@@ -139,13 +139,13 @@ pub async fn carry_to(
     let Ready { snapshot, begun, delayed } =
         admit(&cluster, &parts.headers, Instant::now(), deadline, down.proxy, record).await?;
     let mut journey = Journey {
-        to: Destination { cluster: &cluster, snapshot: &snapshot, proxy: down.proxy, is_grpc, key: None },
+        to: Destination { cluster: &cluster, snapshot: &snapshot, proxy: down.proxy, is_grpc, ask: Ask::default() },
         interim: down.interim,
         body: Some(body),
         parts,
         waiting: Waiting::new(&mut *down.timer, &snapshot.settings.service, begun, deadline),
     };
-    journey.find_key(down.origin.peer.ip());
+    journey.find_ask(down.origin.peer.ip());
     if delayed {
         journey.waiting.delayed();
     }

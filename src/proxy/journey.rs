@@ -14,7 +14,7 @@ use crate::{
     backoff::Backoff,
     cluster::{
         Cluster, Endpoint, Snapshot,
-        balance::Key,
+        balance::Ask,
         budget::Grant,
         connect::ConnectError,
         endpoint::InFlight,
@@ -23,6 +23,7 @@ use crate::{
     config::FaultInjection,
     error::{Fault, ProxyError, Reason},
     registry::Protocol,
+    telemetry::flags::Flag,
 };
 use bytes::Bytes;
 use http::{HeaderValue, Method, Response, request};
@@ -57,15 +58,18 @@ pub struct Destination<'j> {
     pub snapshot: &'j Snapshot,
     pub proxy: &'j Proxy,
     pub is_grpc: bool,
-    /// What the endpoint is chosen by, if by something in the request.
-    pub key: Option<Key>,
+    pub ask: Ask,
 }
 
 impl Journey<'_> {
-    /// Finds what the endpoint is to be chosen by, where the policy goes by something in the request. (On its own because a
-    /// borrow of the request before it is in here would make every connection's future larger.)
-    pub fn find_key(&mut self, source: IpAddr) {
-        self.to.key = self.to.snapshot.key(&self.parts, source, self.to.cluster.metrics.in_flight.get());
+    /// Finds what the request asks of its endpoint. (On its own because a borrow of the request before it is in here would
+    /// make every connection's future larger.)
+    pub fn find_ask(&mut self, source: IpAddr) {
+        let Destination { cluster, snapshot, is_grpc, .. } = self.to;
+        self.to.ask = Ask {
+            key: snapshot.key(&self.parts, source, cluster.metrics.in_flight.get()),
+            only_once: !is_grpc && !self.parts.method.is_idempotent(),
+        };
     }
 
     /// The request, and its body if it is still at hand.
@@ -126,7 +130,7 @@ impl Journey<'_> {
                 Err(_) => {}
             }
             tried.push(endpoint.clone());
-            let next = Box::pin(self.next_try(&failed, &tried, retries, &mut grant)).await;
+            let next = Box::pin(self.next_try(&failed, &tried, retries, &mut grant, record)).await;
             let Some(next) = next else { return failed.outcome };
             if let Ok(response) = failed.outcome {
                 discard(response);
@@ -151,6 +155,7 @@ impl Journey<'_> {
         tried: &[Arc<Endpoint>],
         retries: u32,
         grant: &mut Option<Grant>,
+        record: &mut Record,
     ) -> Option<(Arc<Endpoint>, Choice)> {
         let retry = &self.to.snapshot.settings.service.retry;
         if !failed.possible || self.body.is_none() || retries >= retry.attempts {
@@ -164,7 +169,11 @@ impl Journey<'_> {
         if matches!(failed.reason, Reason::ConnectFailed | Reason::ConnectTimeout) {
             return Some(next);
         }
-        *grant = Some(self.to.allow_another()?);
+        *grant = self.to.allow_another();
+        if grant.is_none() {
+            record.flag(Flag::RetryDenied);
+            return None;
+        }
         let wait = failed.after.unwrap_or_else(|| Backoff::nth_wait(retry.backoff.base, retry.backoff.max, retries));
         if !self.waiting.allows(wait) {
             return None;
@@ -177,7 +186,7 @@ impl Journey<'_> {
 impl Destination<'_> {
     /// An endpoint that was not tried yet, and how it comes to be chosen.
     pub(super) fn pick(self, tried: &[Arc<Endpoint>], now: Instant) -> Option<(Arc<Endpoint>, Choice)> {
-        self.snapshot.pick(self.is_grpc, self.key, tried, now).map(|(endpoint, choice)| (endpoint.clone(), choice))
+        self.snapshot.pick(self.is_grpc, self.ask, tried, now).map(|(endpoint, choice)| (endpoint.clone(), choice))
     }
 
     /// One try: a connection to the endpoint, and the exchange on it.

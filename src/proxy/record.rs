@@ -10,12 +10,17 @@ use super::{
     timer::Patience,
 };
 use crate::{
-    cluster::{Cluster, endpoint::InFlight, health::Outcome},
+    cluster::{
+        Cluster,
+        endpoint::InFlight,
+        health::{Choice, Outcome},
+    },
     error::{ProxyError, Reason},
     registry::Address,
     telemetry::{
         Telemetry,
         access_log::{AccessRecord, Text},
+        flags::{Flag, Flags},
         labels::{FallbackKind, InjectedFault},
     },
 };
@@ -41,6 +46,7 @@ pub struct Record {
     entered: Option<Instant>,
     in_flight: Option<InFlight>,
     attempts: u32,
+    flags: Flags,
     status: u16,
     failure: Option<Box<ProxyError>>,
     rare: Option<Box<Rare>>,
@@ -85,6 +91,7 @@ impl Record {
             entered: None,
             in_flight: None,
             attempts: 0,
+            flags: Flags::default(),
             status: 0,
             failure: None,
             rare: None,
@@ -129,15 +136,26 @@ impl Record {
         self.line.request_id = parts.headers.get(X_REQUEST_ID).cloned();
     }
 
+    /// This happened to it.
+    pub fn flag(&mut self, flag: Flag) {
+        self.flags.set(flag);
+    }
+
     /// A try begins.
     pub fn attempt(&mut self, in_flight: InFlight) {
         self.attempts += 1;
+        match in_flight.choice() {
+            Choice::Available => {}
+            Choice::Probe => self.flags.set(Flag::Probe),
+            Choice::LastResort => self.flags.set(Flag::LastResort),
+        }
         self.in_flight = Some(in_flight);
     }
 
     /// A try was made beside the current one.
-    pub fn attempted(&mut self) {
+    pub fn hedged(&mut self) {
         self.attempts += 1;
+        self.flags.set(Flag::Hedged);
     }
 
     /// From now on it is that one that counts.
@@ -146,7 +164,8 @@ impl Record {
     }
 
     /// Another try will be made because of `reason`.
-    pub fn retried(&self, reason: Reason) {
+    pub fn retried(&mut self, reason: Reason) {
+        self.flags.retried(reason);
         if let Some(cluster) = carrier(&self.rare, &self.cluster) {
             cluster.metrics.retries.inc(reason as usize);
         }
@@ -167,7 +186,7 @@ impl Record {
                 Some(status) => return self.grpc_status(status),
                 // What came of a call is known at its end; but a probe has found somebody there.
                 None if response.status() == StatusCode::OK => {
-                    if self.in_flight.as_ref().is_some_and(InFlight::is_probe) {
+                    if self.in_flight.as_ref().is_some_and(|in_flight| in_flight.choice() == Choice::Probe) {
                         self.tell(Outcome::Success);
                     }
                     return;
@@ -366,6 +385,7 @@ impl Record {
             request_id: self.line.request_id.take().map(Text::from),
             reason: failed.or(self.fallback().map(|(_, reason)| reason)).map(Reason::as_str),
             fallback: self.fallback().map(|(kind, _)| kind.as_str()),
+            flags: self.flags,
             fault: self.rare.as_ref().and_then(|rare| rare.fault).map(InjectedFault::as_str),
         }
     }

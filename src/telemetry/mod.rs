@@ -1,6 +1,7 @@
 //! What pillion tells about itself: metrics, its own log, and the log of requests.
 
 pub mod access_log;
+pub mod flags;
 pub mod labels;
 pub mod log;
 pub mod metrics;

@@ -13,7 +13,7 @@ const TURN: &str = "balance: { policy: round-robin }";
 async fn the_faster_one_answers_and_the_other_is_cancelled() {
     let (slow, mut fast) = (Upstream::bind().await, Answering::ok().await);
     let settings = format!("user-service: {{ {TURN}, hedge: {{ after: 100ms }} }}");
-    let pillion = Setup::users([slow.address, fast.address]).service(&settings).start().await;
+    let pillion = Setup::users([slow.address, fast.address]).service(&settings).access_log().start().await;
     let mut client = pillion.connect().await;
     let (mut took, mut hedged) = (Vec::new(), 0u32);
     for _ in 0..4 {
@@ -35,6 +35,8 @@ async fn the_faster_one_answers_and_the_other_is_cancelled() {
     for name in hedges {
         assert_eq!(pillion.metric(name, &[]).await, f64::from(hedged), "{name}");
     }
+    let line = pillion.access_line(" flags=hedged").await;
+    assert!(line.contains(&format!("endpoint={} attempts=2 ", fast.address)), "{line}");
     drop(client);
     pillion.until_free().await;
 }

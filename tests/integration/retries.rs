@@ -63,11 +63,13 @@ async fn attempts_bounds_the_tries_and_the_last_answer_is_passed_on() {
     let addresses = bad.each_ref().map(|upstream| upstream.address);
     for (attempts, expected) in [(0, 1), (2, 3)] {
         let settings = format!("user-service: {{ retry: {{ attempts: {attempts} }} }}");
-        let pillion = Setup::users(addresses).service(&settings).start().await;
+        let pillion = Setup::users(addresses).service(&settings).access_log().start().await;
         let mut client = pillion.connect().await;
         client.send(get("/")).await;
         let response = client.response().await;
         assert_eq!((response.status(), response.text().as_str()), (503, "down"));
+        let line = pillion.access_line(&format!(" attempts={expected} ")).await;
+        assert_eq!(line.contains(" flags=retried:upstream_unavailable"), attempts > 0, "{line}");
         let seen: Vec<_> = bad.iter_mut().flat_map(Answering::unseen).collect();
         assert_eq!(seen.len(), expected, "{attempts}");
     }

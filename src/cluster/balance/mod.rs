@@ -48,6 +48,15 @@ struct Part {
 
 const NONE: usize = usize::MAX;
 
+/// What a request asks of its endpoint.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Ask {
+    /// What the endpoint is chosen by, if by something in the request.
+    pub key: Option<Key>,
+    /// It cannot be sent again if the endpoint fails, and so is a poor probe.
+    pub only_once: bool,
+}
+
 impl Selector {
     /// Chooses among the `wanted` ones. Endpoints with weight 0, and those that their registry calls unhealthy, are never
     /// chosen; those that are ejected or fail their checks are not as long as enough others are left. `zone` is ours.
@@ -151,7 +160,7 @@ impl Selector {
     pub fn pick(
         &self,
         endpoints: &[Arc<Endpoint>],
-        key: Option<Key>,
+        Ask { key, only_once }: Ask,
         tried: &[Arc<Endpoint>],
         now: Instant,
     ) -> Option<(usize, Choice)> {
@@ -162,7 +171,7 @@ impl Selector {
         if tried.is_empty() && endpoints[first].live.health.is_available() && self.due.load(Relaxed) == NONE {
             return Some((first, Choice::Available));
         }
-        self.pick_another(part, first, view, tried)
+        self.pick_another(part, first, view, only_once, tried)
     }
 
     /// The part for a request: the key's, or drawn.
@@ -190,6 +199,7 @@ impl Selector {
         part: &Chooser,
         first: usize,
         view: View<'_>,
+        only_once: bool,
         tried: &[Arc<Endpoint>],
     ) -> Option<(usize, Choice)> {
         let (panicking, endpoints) = (self.is_panicking(), view.endpoints);
@@ -197,7 +207,7 @@ impl Selector {
         if tried.is_empty() && !panicking {
             let due = self.due.swap(NONE, Relaxed);
             let mut probes = [due, first].into_iter().filter(|index| *index != NONE);
-            if let Some(index) = probes.find(|index| endpoints[*index].live.health.take_probe(view.now)) {
+            if let Some(index) = probes.find(|index| endpoints[*index].live.health.take_probe(view.now, only_once)) {
                 return Some((index, Choice::Probe));
             }
         }

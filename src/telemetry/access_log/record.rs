@@ -1,6 +1,6 @@
 //! One line of the access log.
 
-use crate::config::LogFormat;
+use crate::{config::LogFormat, telemetry::flags::Flags};
 use bytes::Bytes;
 use http::{HeaderValue, Method, uri::PathAndQuery};
 use std::{
@@ -41,6 +41,7 @@ pub struct AccessRecord {
     pub fallback: Option<&'static str>,
     /// What was put in on purpose.
     pub fault: Option<&'static str>,
+    pub flags: Flags,
 }
 
 /// Bytes that are cheap to clone, from wherever a request has them. They need not be UTF-8.
@@ -127,6 +128,9 @@ impl AccessRecord {
         for (key, word) in self.rare() {
             put(out, format_args!(" {key}={word}"));
         }
+        if !self.flags.is_empty() {
+            put(out, format_args!(" flags={}", self.flags));
+        }
     }
 
     /// What most lines do without.
@@ -161,6 +165,9 @@ impl AccessRecord {
         text(out, "request_id", self.request_id.as_ref());
         for (key, word) in self.rare() {
             put(out, format_args!(",\"{key}\":\"{word}\""));
+        }
+        if !self.flags.is_empty() {
+            put(out, format_args!(",\"flags\":\"{}\"", self.flags));
         }
         out.push(b'}');
     }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::telemetry::flags::{Flag, Flags};
 use bytes::Bytes;
 use config::{LogFormat, Sample};
 use http::{HeaderValue, Method};
@@ -25,6 +26,7 @@ fn record(path: impl Into<Text>) -> AccessRecord {
         reason: None,
         fallback: None,
         fault: None,
+        flags: Flags::default(),
     }
 }
 
@@ -69,6 +71,10 @@ fn lines_read_as_documented() {
     assert!(text(&record).ends_with(" id=- fallback=last-good fault=delay\n"), "{}", text(&record));
     let line = json(&record);
     assert_eq!((&line["fallback"], &line["fault"]), (&"last-good".into(), &"delay".into()));
+    record.flags.set(Flag::Probe);
+    record.flags.retried(crate::error::Reason::TryTimeout);
+    assert!(text(&record).ends_with(" fault=delay flags=probe,retried:try_timeout\n"), "{}", text(&record));
+    assert_eq!(json(&record)["flags"], "probe,retried:try_timeout");
 }
 
 proptest! {

@@ -19,7 +19,7 @@ fn keys(count: u64) -> impl Iterator<Item = u64> {
 /// The address of the endpoint for each key.
 fn places(selector: &Selector, endpoints: &[Arc<Endpoint>], count: u64) -> Vec<String> {
     let place = |key| {
-        let (index, _) = selector.pick(endpoints, key_of(key), &[], Instant::now()).unwrap();
+        let (index, _) = selector.pick(endpoints, by(key_of(key)), &[], Instant::now()).unwrap();
         endpoints[index].instance.address.to_string()
     };
     keys(count).map(place).collect()
@@ -62,7 +62,7 @@ fn the_outcome_never_changes_between_versions() {
     for (policy, expected) in HASHING.into_iter().zip([[2, 1, 1, 1, 2, 1, 1, 2], [1, 1, 1, 1, 0, 2, 1, 2]]) {
         let selector = selector(policy, &endpoints);
         let found: Vec<_> =
-            keys(8).map(|key| selector.pick(&endpoints, key_of(key), &[], Instant::now()).unwrap().0).collect();
+            keys(8).map(|key| selector.pick(&endpoints, by(key_of(key)), &[], Instant::now()).unwrap().0).collect();
         assert_eq!(found, expected, "{policy:?}");
     }
 }
@@ -74,7 +74,7 @@ fn a_retry_has_the_same_second_choice_everywhere() {
         let selector = selector(policy, &endpoints);
         for key in keys(100) {
             let pick =
-                |tried: &[Arc<Endpoint>]| selector.pick(&endpoints, key_of(key), tried, Instant::now()).unwrap().0;
+                |tried: &[Arc<Endpoint>]| selector.pick(&endpoints, by(key_of(key)), tried, Instant::now()).unwrap().0;
             let first = [endpoints[pick(&[])].clone()];
             let second = pick(&first);
             assert!((0..10).all(|_| pick(&first) == second), "{policy:?}");
@@ -87,7 +87,9 @@ fn without_a_key_it_is_random_by_weight() {
     let endpoints = endpoints(&[100, 300]);
     for policy in HASHING {
         let selector = selector(policy, &endpoints);
-        let heavy = (0..4000).filter(|_| selector.pick(&endpoints, None, &[], Instant::now()).unwrap().0 == 1).count();
+        let heavy = (0..4000)
+            .filter(|_| selector.pick(&endpoints, Ask::default(), &[], Instant::now()).unwrap().0 == 1)
+            .count();
         assert!((2800..3200).contains(&heavy), "{policy:?}: {heavy}");
     }
 }
@@ -102,7 +104,7 @@ fn a_hot_key_spills_over_once_its_endpoint_has_more_than_its_part() {
         let mut held = Vec::new();
         for number in 1..=200 {
             let key = Some(Key::new(7, number));
-            let (index, choice) = selector.pick(&endpoints, key, &[], Instant::now()).unwrap();
+            let (index, choice) = selector.pick(&endpoints, by(key), &[], Instant::now()).unwrap();
             held.push(InFlight::start(endpoints[index].clone(), choice));
         }
         let busiest = endpoints.iter().map(|endpoint| endpoint.live.in_flight()).max().unwrap();

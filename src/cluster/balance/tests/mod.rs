@@ -3,7 +3,7 @@ use crate::{
     cluster::{
         Live,
         endpoint::InFlight,
-        health::{Cause, Choice},
+        health::{Cause, Choice, Standing},
     },
     config::Policy,
     registry::Instance,
@@ -30,16 +30,20 @@ fn selector(policy: Policy, endpoints: &[Arc<Endpoint>]) -> Selector {
     Selector::new(&Balance { policy, ..Balance::default() }, None, endpoints, |_| true)
 }
 
-/// Any request's key.
-fn key() -> Option<Key> {
-    Some(Key::new(fastrand::u64(..), 1))
+/// Any request's.
+fn ask() -> Ask {
+    by(Some(Key::new(fastrand::u64(..), 1)))
+}
+
+fn by(key: Option<Key>) -> Ask {
+    Ask { key, only_once: false }
 }
 
 /// How many of so many requests each endpoint gets.
 fn counts(selector: &Selector, endpoints: &[Arc<Endpoint>], picks: usize) -> Vec<usize> {
     let mut counts = vec![0; endpoints.len()];
     for _ in 0..picks {
-        counts[selector.pick(endpoints, key(), &[], Instant::now()).unwrap().0] += 1;
+        counts[selector.pick(endpoints, ask(), &[], Instant::now()).unwrap().0] += 1;
     }
     counts
 }
@@ -78,7 +82,7 @@ fn of_nothing_nothing_is_picked() {
     for policy in POLICIES {
         for weights in [&[][..], &[0, 0]] {
             let endpoints = endpoints(weights);
-            assert_eq!(selector(policy, &endpoints).pick(&endpoints, key(), &[], Instant::now()), None);
+            assert_eq!(selector(policy, &endpoints).pick(&endpoints, ask(), &[], Instant::now()), None);
         }
     }
 }
@@ -135,7 +139,7 @@ fn least_connections_takes_the_least_busy_by_weight_of_all() {
     let selector = selector(Policy::LeastConnections, &endpoints);
     let mut busy = Vec::new();
     for _ in 0..50 {
-        let (index, choice) = selector.pick(&endpoints, key(), &[], Instant::now()).unwrap();
+        let (index, choice) = selector.pick(&endpoints, ask(), &[], Instant::now()).unwrap();
         busy.push(InFlight::start(endpoints[index].clone(), choice));
     }
     let in_flight: Vec<_> = endpoints.iter().map(|endpoint| endpoint.live.in_flight()).collect();
@@ -175,12 +179,12 @@ fn a_retry_goes_to_another_endpoint_while_there_is_one() {
         let selector = selector(policy, &endpoints);
         let mut tried = Vec::new();
         for _ in 0..3 {
-            tried.push(endpoints[selector.pick(&endpoints, key(), &tried, Instant::now()).unwrap().0].clone());
+            tried.push(endpoints[selector.pick(&endpoints, ask(), &tried, Instant::now()).unwrap().0].clone());
         }
         let mut ids: Vec<_> = tried.iter().map(|e| e.instance.id.as_str()).collect();
         ids.sort_unstable();
         assert_eq!(ids, ["0", "1", "2"], "{policy:?}");
-        assert_eq!(selector.pick(&endpoints, key(), &tried, Instant::now()), None, "{policy:?}: none is tried twice");
+        assert_eq!(selector.pick(&endpoints, ask(), &tried, Instant::now()), None, "{policy:?}: none is tried twice");
     }
 }
 
@@ -195,7 +199,7 @@ proptest! {
             prop_assert!(selector.is_empty());
             return Ok(());
         }
-        let picks: Vec<_> = (0..period * 2).map(|_| selector.pick(&endpoints, key(), &[], Instant::now()).unwrap().0).collect();
+        let picks: Vec<_> = (0..period * 2).map(|_| selector.pick(&endpoints, ask(), &[], Instant::now()).unwrap().0).collect();
         for start in 0..period {
             for (index, weight) in weights.iter().enumerate() {
                 let got = picks[start..start + period].iter().filter(|p| **p == index).count();
@@ -210,7 +214,7 @@ proptest! {
         for policy in POLICIES {
             let selector = selector(policy, &endpoints);
             for _ in 0..20 {
-                match selector.pick(&endpoints, key(), &[], Instant::now()) {
+                match selector.pick(&endpoints, ask(), &[], Instant::now()) {
                     Some((index, _)) => prop_assert!(weights[index] > 0),
                     None => prop_assert!(weights.iter().all(|w| *w == 0)),
                 }
@@ -233,7 +237,7 @@ async fn what_is_ejected_gets_nothing_but_one_probe_when_its_time_is_over() {
         assert_eq!(counts(&selector, &endpoints, 1000)[3], 0, "{policy:?}");
         tokio::time::advance(Duration::from_secs(13)).await;
         let picked: Vec<_> =
-            (0..1000).map(|_| selector.pick(&endpoints, key(), &[], Instant::now()).unwrap()).collect();
+            (0..1000).map(|_| selector.pick(&endpoints, ask(), &[], Instant::now()).unwrap()).collect();
         let probes: Vec<_> = picked.iter().filter(|(index, _)| *index == 3).map(|(_, choice)| *choice).collect();
         assert_eq!(probes, [Choice::Probe], "{policy:?}");
         endpoints[3].live.health.admit(Instant::now());
@@ -251,7 +255,7 @@ async fn under_the_threshold_all_are_used() {
         assert_eq!((selector.recount(&endpoints, 50, Instant::now()), selector.is_panicking()), (1, true));
         let counts = counts(&selector, &endpoints, 1000);
         assert!(counts.iter().all(|count| *count > 100), "{policy:?}: {counts:?}");
-        let (index, choice) = std::iter::repeat_with(|| selector.pick(&endpoints, key(), &[], Instant::now()).unwrap())
+        let (index, choice) = std::iter::repeat_with(|| selector.pick(&endpoints, ask(), &[], Instant::now()).unwrap())
             .find(|(index, _)| *index != 3)
             .unwrap();
         assert_eq!(choice, Choice::LastResort, "{policy:?}: {index}");
@@ -266,5 +270,23 @@ async fn a_retry_takes_what_is_ejected_when_nothing_else_is_left() {
     eject(&endpoints[0], Duration::from_secs(60));
     selector.recount(&endpoints, 50, Instant::now());
     let tried = [endpoints[1].clone()];
-    assert_eq!(selector.pick(&endpoints, key(), &tried, Instant::now()), Some((0, Choice::LastResort)));
+    assert_eq!(selector.pick(&endpoints, ask(), &tried, Instant::now()), Some((0, Choice::LastResort)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_can_be_made_only_once_is_a_probe_only_if_no_other_comes() {
+    let endpoints = endpoints(&[1, 1, 1]);
+    let selector = selector(Policy::RoundRobin, &endpoints);
+    eject(&endpoints[0], Duration::from_secs(10));
+    selector.recount(&endpoints, 50, Instant::now());
+    let probes = |only_once| {
+        let pick = || selector.pick(&endpoints, Ask { key: None, only_once }, &[], Instant::now()).unwrap();
+        (0..30).filter(|_| pick().1 == Choice::Probe).count()
+    };
+    let Standing::Ejected { left, .. } = endpoints[0].live.health.standing(Instant::now()) else { panic!() };
+    tokio::time::advance(left + Duration::from_millis(1)).await;
+    assert_eq!((probes(true), probes(false)), (0, 1));
+    endpoints[0].live.health.give_probe_back();
+    tokio::time::advance(Duration::from_millis(1001)).await;
+    assert_eq!(probes(true), 1);
 }

@@ -81,7 +81,8 @@ async fn what_a_zone_loses_goes_elsewhere_and_comes_back() {
     // Nothing is sent there that could be a probe, and still one is made.
     tokio::time::advance(Duration::from_secs(13)).await;
     recount(50);
-    let picked: Vec<_> = (0..100).map(|_| selector.pick(&endpoints, None, &[], Instant::now()).unwrap()).collect();
+    let picked: Vec<_> =
+        (0..100).map(|_| selector.pick(&endpoints, Ask::default(), &[], Instant::now()).unwrap()).collect();
     let probes: Vec<_> = picked.iter().filter(|(_, choice)| *choice == Choice::Probe).collect();
     assert!(probes.len() == 1 && probes[0].0 < 4, "{probes:?}");
     endpoints[..4].iter().for_each(|endpoint| endpoint.live.health.admit(Instant::now()));
@@ -96,7 +97,7 @@ fn a_key_stays_in_its_part() {
         let selector = Selector::new(&aware(policy), Some("a"), &endpoints, |_| true);
         for hash in 0..100 {
             let key = Some(Key::new(hash, 1));
-            let pick = || selector.pick(&endpoints, key, &[], Instant::now()).unwrap().0;
+            let pick = || selector.pick(&endpoints, by(key), &[], Instant::now()).unwrap().0;
             let first = pick();
             assert!((0..10).all(|_| pick() == first), "{policy:?}");
         }
@@ -158,7 +159,7 @@ async fn a_group_takes_everything_until_it_cannot() {
 fn a_retry_leaves_the_group_when_all_of_it_was_tried() {
     let (endpoints, balance) = tiers();
     let selector = Selector::new(&balance, None, &endpoints, |_| true);
-    let (index, choice) = selector.pick(&endpoints, None, &endpoints[..10], Instant::now()).unwrap();
+    let (index, choice) = selector.pick(&endpoints, Ask::default(), &endpoints[..10], Instant::now()).unwrap();
     assert!((10..15).contains(&index) && choice == Choice::Available, "{index}");
 }
 
