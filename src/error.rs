@@ -55,6 +55,7 @@ pub enum Reason {
     UpstreamRefused,
     /// The upstream's connection ended in the middle of its response.
     UpstreamTruncated,
+    /// No response within `timeouts.request`.
     RequestTimeout,
     /// One try took longer than `retry.per_try_timeout`.
     TryTimeout,
@@ -65,6 +66,8 @@ pub enum Reason {
     IdleTimeout,
     /// The exchange took longer than `timeouts.stream`.
     StreamTimeout,
+    /// The time that the caller gave its request (`grpc-timeout`, `x-request-timeout`) is over.
+    DeadlineExceeded,
     /// pillion is stopping.
     ShuttingDown,
     /// `limits.requests` of the service are in flight, or as many as it can work on at one time.
@@ -79,7 +82,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::BadRequest,
         Self::AmbiguousRequest,
         Self::HeadTooLarge,
@@ -101,6 +104,7 @@ impl Reason {
         Self::UpstreamUnavailable,
         Self::IdleTimeout,
         Self::StreamTimeout,
+        Self::DeadlineExceeded,
         Self::ShuttingDown,
         Self::Overloaded,
         Self::ConnectionLimit,
@@ -131,6 +135,7 @@ impl Reason {
             Self::UpstreamUnavailable => "upstream_unavailable",
             Self::IdleTimeout => "idle_timeout",
             Self::StreamTimeout => "stream_timeout",
+            Self::DeadlineExceeded => "deadline_exceeded",
             Self::ShuttingDown => "shutting_down",
             Self::Overloaded => "overloaded",
             Self::ConnectionLimit => "connection_limit",
@@ -148,6 +153,7 @@ impl Reason {
             | Self::Unsupported
             | Self::DownstreamClosed
             | Self::UnknownService
+            | Self::DeadlineExceeded
             | Self::RateLimited => Fault::Downstream,
             Self::NoEndpoints
             | Self::ConnectFailed
@@ -187,6 +193,7 @@ impl Reason {
                 | Self::UpstreamTruncated
                 | Self::UpstreamUnavailable
                 | Self::RequestTimeout
+                | Self::DeadlineExceeded
                 | Self::TryTimeout
                 | Self::IdleTimeout
                 | Self::StreamTimeout
@@ -224,7 +231,8 @@ impl Reason {
             | Self::RequestTimeout
             | Self::TryTimeout
             | Self::IdleTimeout
-            | Self::StreamTimeout => StatusCode::GATEWAY_TIMEOUT,
+            | Self::StreamTimeout
+            | Self::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
         }
     }
 
@@ -233,7 +241,11 @@ impl Reason {
     pub const fn grpc_status(self) -> u8 {
         match self {
             Self::BadRequest | Self::AmbiguousRequest | Self::HeadTooLarge => 13, // INTERNAL, as gRPC maps HTTP 400
-            Self::HeadTimeout | Self::RequestTimeout | Self::TryTimeout | Self::StreamTimeout => 4, // DEADLINE_EXCEEDED
+            Self::HeadTimeout
+            | Self::RequestTimeout
+            | Self::TryTimeout
+            | Self::StreamTimeout
+            | Self::DeadlineExceeded => 4, // DEADLINE_EXCEEDED
             Self::DownstreamClosed => 1,                                          // CANCELLED
             Self::UnknownService | Self::Unsupported => 12, // UNIMPLEMENTED, as gRPC maps HTTP 404
             Self::UpstreamProtocol => 13,

@@ -197,7 +197,7 @@ async fn services_and_their_endpoints_are_shown() {
     assert_eq!((first.in_flight, first.requests, first.failures), (1, 1, 1));
     assert_eq!((first.labels["version"].as_str(), first.is_available()), ("v2", true));
     assert!((1.0..=5.0).contains(&first.latency_ms.unwrap()), "{first:?}");
-    assert!(second.healthy && !second.is_available() && second.latency_ms.is_none());
+    assert!(second.registry_healthy && !second.is_available() && second.latency_ms.is_none());
 
     let (status, refused) = running.read::<Value>("/api/services/usres").await;
     assert_eq!(status, StatusCode::NOT_FOUND);

@@ -142,7 +142,8 @@ pub struct EndpointDetail {
     pub labels: BTreeMap<String, String>,
     pub protocol: Option<Protocol>,
     pub tls: Option<bool>,
-    pub healthy: bool,
+    /// What its registry says.
+    pub registry_healthy: bool,
     /// Whether its registry no longer lists it, and it stays in use only for as long as its checks pass, and not for long.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub gone: bool,
@@ -207,6 +208,8 @@ pub enum CheckState {
 #[serde(rename_all = "kebab-case")]
 pub enum Condition {
     Available,
+    /// It fails, and takes requests only because no more may be ejected.
+    Failing,
     /// Kept out because of what its traffic showed.
     Ejected,
     /// Ejected until now; one request is finding out how it is.
@@ -319,7 +322,7 @@ impl EndpointDetail {
             labels: instance.labels.clone(),
             protocol: instance.protocol,
             tls: instance.tls,
-            healthy: instance.healthy,
+            registry_healthy: instance.healthy,
             gone: live.is_gone(),
             health: Health::new(instance, &live.health, now),
             checks: live.checked().map(|checked| Checks::new(&checked, now)),
@@ -332,7 +335,7 @@ impl EndpointDetail {
 
     /// Whether the balancer may choose it.
     pub fn is_available(&self) -> bool {
-        self.health.state == Condition::Available
+        matches!(self.health.state, Condition::Available | Condition::Failing)
     }
 }
 
@@ -344,6 +347,7 @@ impl Health {
             _ if !instance.healthy => (Condition::Withdrawn, None, None),
             _ if instance.weight == 0 => (Condition::NoWeight, None, None),
             Standing::Available => (Condition::Available, None, None),
+            Standing::Failing { cause } => (Condition::Failing, why(cause), None),
             Standing::Ejected { cause, left } => (Condition::Ejected, why(cause), Some(left)),
             Standing::Probing { cause } => (Condition::Probing, why(cause), None),
             Standing::Unhealthy => (Condition::Unhealthy, None, None),

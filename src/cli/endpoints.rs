@@ -206,6 +206,7 @@ fn condition(EndpointDetail { health, checks, gone, .. }: &EndpointDetail) -> St
         (Condition::Available, _) if *gone => "available, gone from its registry".into(),
         (Condition::Available, _) if suspect => format!("available, suspect ({failure})"),
         (Condition::Available, _) => "available".into(),
+        (Condition::Failing, _) => format!("failing ({cause}), no more may be ejected"),
         (Condition::Ejected, Some(left)) if *left > 0.0 => format!("ejected ({cause}), probe in {left:.1}s"),
         (Condition::Ejected, _) => format!("ejected ({cause}), probe is due"),
         (Condition::Probing, _) => format!("probing ({cause})"),
@@ -306,7 +307,7 @@ mod tests {
             labels: BTreeMap::new(),
             protocol: None,
             tls: None,
-            healthy: true,
+            registry_healthy: true,
             gone: false,
             checks: None,
             health: Health {

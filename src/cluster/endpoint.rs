@@ -43,7 +43,7 @@ pub struct Live {
     in_flight: AtomicU32,
     requests: AtomicU64,
     failures: AtomicU64,
-    /// Requests that ended without saying anything about the endpoint: their caller went away.
+    /// Requests that ended without an answer because nobody wanted it any more.
     abandoned: AtomicU64,
     latency: PeakEwma,
     /// The nanosecond until which it gets less than its share, because it asked for a pause.
@@ -134,6 +134,11 @@ impl Live {
         }
     }
 
+    /// What it was like before says nothing of now.
+    pub(super) fn forget_latency(&self) {
+        self.latency.forget();
+    }
+
     pub fn observe(&self, latency: Duration, now: Instant) {
         self.latency.observe(latency, now);
     }
@@ -183,8 +188,10 @@ impl InFlight {
         }
         self.told = Some(outcome);
         let live = &self.endpoint.live;
-        if outcome == Outcome::Failure {
-            live.failures.fetch_add(1, Relaxed);
+        match outcome {
+            Outcome::Success => {}
+            Outcome::Failure => drop(live.failures.fetch_add(1, Relaxed)),
+            Outcome::Silence => drop(live.abandoned.fetch_add(1, Relaxed)),
         }
         // Where its registry says that it is gone, one failure is enough to believe it.
         live.health.report(outcome, self.choice, limit) || (outcome == Outcome::Failure && live.is_gone())
@@ -279,6 +286,10 @@ impl PeakEwma {
         };
         self.value.store(value.to_bits(), Relaxed);
         self.stamp.store(nanos(now), Relaxed);
+    }
+
+    fn forget(&self) {
+        self.value.store(0, Relaxed);
     }
 
     /// Decays while nobody sends anything, so that an endpoint that was slow once gets a chance again.

@@ -6,7 +6,7 @@
 
 use super::endpoint::nanos;
 use std::{
-    sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 use tokio::time::Instant;
@@ -48,12 +48,19 @@ pub enum Choice {
 pub enum Outcome {
     Success,
     Failure,
+    /// There was no answer by the time that its caller, or a hedged request, wanted one. That may be asking too much, so it
+    /// counts only where the others do well.
+    Silence,
 }
 
 /// The state of one endpoint for those who want to know.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Standing {
     Available,
+    /// It takes requests only because no more endpoints may be ejected.
+    Failing {
+        cause: Cause,
+    },
     /// Out because of its traffic. `left`: until it gets a probe.
     Ejected {
         cause: Cause,
@@ -74,9 +81,13 @@ pub struct Health {
     gate: AtomicU64,
     /// Failures since the last success.
     consecutive: AtomicU32,
+    /// As well, those that were silent for too long.
+    silent: AtomicU32,
     /// What a request found that came although the endpoint was not available: 0 nothing yet, 1 success, 2 failure.
     found: AtomicU8,
     cause: AtomicU8,
+    /// Whether it should be ejected, and no more may be.
+    kept: AtomicBool,
     /// When it was last ejected or let in again, in nanoseconds.
     changed: AtomicU64,
     /// Ejections on each other's heels; each lasts twice as long as the one before.
@@ -91,8 +102,10 @@ impl Default for Health {
         Self {
             gate: AtomicU64::new(OPEN),
             consecutive: AtomicU32::new(0),
+            silent: AtomicU32::new(0),
             found: AtomicU8::new(0),
             cause: AtomicU8::new(Cause::ConsecutiveFailures as u8),
+            kept: AtomicBool::new(false),
             changed: AtomicU64::new(nanos(Instant::now())),
             streak: AtomicU32::new(0),
             ejections: AtomicU64::new(0),
@@ -141,14 +154,22 @@ impl Health {
                 if self.consecutive.load(Relaxed) != 0 {
                     self.consecutive.store(0, Relaxed);
                 }
+                if self.silent.load(Relaxed) != 0 {
+                    self.silent.store(0, Relaxed);
+                }
                 false
             }
             (Outcome::Success, Choice::Probe | Choice::LastResort) => {
                 self.consecutive.store(0, Relaxed);
+                self.silent.store(0, Relaxed);
                 self.found.store(1, Relaxed);
                 true
             }
-            (Outcome::Failure, Choice::Probe) => {
+            (Outcome::Silence, Choice::Available | Choice::LastResort) => {
+                self.silent.fetch_add(1, Relaxed);
+                false
+            }
+            (Outcome::Failure | Outcome::Silence, Choice::Probe) => {
                 self.found.store(2, Relaxed);
                 true
             }
@@ -169,6 +190,11 @@ impl Health {
         self.changed.load(Relaxed)
     }
 
+    /// Failures since the last success, and requests that had no answer when one was wanted.
+    pub fn without_success(&self) -> u32 {
+        self.consecutive.load(Relaxed).saturating_add(self.silent.load(Relaxed))
+    }
+
     /// How often it was ejected.
     pub fn ejections(&self) -> u64 {
         self.ejections.load(Relaxed)
@@ -184,6 +210,7 @@ impl Health {
     pub fn standing(&self, now: Instant) -> Standing {
         let cause = self.cause();
         match self.gate.load(Relaxed) {
+            OPEN if self.kept.load(Relaxed) => Standing::Failing { cause },
             OPEN => Standing::Available,
             SHUT => Standing::Unhealthy,
             PROBING => Standing::Probing { cause },
@@ -223,8 +250,8 @@ impl Health {
     }
 
     /// Keeps it out: for `base` the first time, twice as long each time that it follows on the last one, at most `max`.
-    /// Gives how long.
-    pub(super) fn eject(&self, cause: Cause, base: Duration, max: Duration, now: Instant) -> Duration {
+    /// Gives how long, and the how-manieth time it is.
+    pub(super) fn eject(&self, cause: Cause, base: Duration, max: Duration, now: Instant) -> (Duration, u32) {
         /// For so long it has to do well to have one ejection less counted against it.
         const FORGIVEN: Duration = Duration::from_secs(10);
         let well = Duration::from_nanos(nanos(now).saturating_sub(self.changed.load(Relaxed)));
@@ -238,7 +265,7 @@ impl Health {
         self.changed.store(nanos(now), Relaxed);
         self.ejections.fetch_add(1, Relaxed);
         self.gate.store(nanos(now + long), Relaxed);
-        long
+        (long, streak.saturating_add(1))
     }
 
     /// Keeps it out until [`admit`](Self::admit), whatever its traffic may show. What it has shown is forgotten.
@@ -248,9 +275,22 @@ impl Health {
         self.gate.store(SHUT, Relaxed);
     }
 
+    /// It should be ejected for this, and no more may be; or it should not. Gives whether that was so before.
+    pub(super) fn keep(&self, cause: Option<Cause>) -> bool {
+        let before = self.kept.load(Relaxed);
+        if before != cause.is_some() {
+            self.kept.store(cause.is_some(), Relaxed);
+        }
+        if let Some(cause) = cause {
+            self.cause.store(cause as u8, Relaxed);
+        }
+        before
+    }
+
     /// Lets it in again.
     pub(super) fn admit(&self, now: Instant) {
         self.consecutive.store(0, Relaxed);
+        self.silent.store(0, Relaxed);
         self.changed.store(nanos(now), Relaxed);
         self.gate.store(OPEN, Relaxed);
     }

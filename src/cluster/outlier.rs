@@ -3,7 +3,7 @@
 
 use super::{
     Endpoint, Live,
-    health::{Cause, Health, Outcome},
+    health::{Cause, Health, Outcome, Standing},
 };
 use crate::config::{Breaker, Outlier, Service};
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -37,8 +37,33 @@ pub struct Change {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum What {
-    Ejected { cause: Cause, long: Duration, consecutive: u32, window: Option<(u32, f64)> },
+    Ejected {
+        cause: Cause,
+        long: Duration,
+        seen: Seen,
+    },
+    /// Ejected again, because its probe failed: the so-manieth time in a row.
+    StillEjected {
+        long: Duration,
+        streak: u32,
+    },
     Admitted,
+    /// It should be ejected, and no more may be.
+    Kept {
+        cause: Cause,
+        seen: Seen,
+    },
+    /// It no longer should.
+    Recovered,
+}
+
+/// What an endpoint's requests showed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Seen {
+    /// Failures in a row.
+    pub consecutive: u32,
+    /// Requests of the last window, and the share of them that succeeded.
+    pub window: Option<(u32, f64)>,
 }
 
 impl Detector {
@@ -78,14 +103,39 @@ impl Detector {
                 unavailable -= 1;
                 changes.push(Change { endpoint: Arc::clone(endpoint), what: What::Admitted });
             } else if found == Some(Outcome::Failure) {
-                changes.push(self.eject(endpoint, health.cause(), breaker, now));
+                let (long, streak) = health.eject(health.cause(), breaker.open.base, breaker.open.max, now);
+                changes.push(Change { endpoint: Arc::clone(endpoint), what: What::StillEjected { long, streak } });
             }
         }
+        let most = breaker.max_ejected.max(outlier.max_ejected);
+        for endpoint in too_many(each, most, now) {
+            self.forget(&endpoint.live);
+            endpoint.live.health.admit(now);
+            unavailable -= 1;
+            changes.push(Change { endpoint: endpoint.clone(), what: What::Admitted });
+        }
+        let mut kept = Vec::new();
         for (endpoint, cause) in self.candidates(each, breaker, outlier) {
+            let health = &endpoint.live.health;
+            let seen = Seen { consecutive: health.consecutive_failures(), window: health.window() };
             let most = if cause == Cause::Outlier { outlier.max_ejected } else { breaker.max_ejected };
-            if may_eject(unavailable, each.len(), most) {
+            let what = if may_eject(unavailable, each.len(), most) {
                 unavailable += 1;
-                changes.push(self.eject(endpoint, cause, breaker, now));
+                let (long, _) = health.eject(cause, breaker.open.base, breaker.open.max, now);
+                What::Ejected { cause, long, seen }
+            } else {
+                kept.push(endpoint.live.key);
+                if health.keep(Some(cause)) {
+                    continue;
+                }
+                What::Kept { cause, seen }
+            };
+            changes.push(Change { endpoint: endpoint.clone(), what });
+        }
+        for endpoint in each.iter().filter(|endpoint| !kept.contains(&endpoint.live.key)) {
+            let health = &endpoint.live.health;
+            if health.keep(None) && health.is_available() {
+                changes.push(Change { endpoint: Arc::clone(endpoint), what: What::Recovered });
             }
         }
         changes
@@ -114,7 +164,8 @@ impl Detector {
                 && (1.0 - rate) * 100.0 > f64::from(breaker.failure_percent)
             {
                 Cause::FailurePercent
-            } else if breaker.enabled && most > 0 && in_a_row >= 2 && alone_fails(recent(endpoint), all) {
+            } else if breaker.enabled && most > 0 && health.without_success() >= 2 && alone_fails(recent(endpoint), all)
+            {
                 Cause::NoSuccess
             } else if requests >= outlier.min_requests && limit.is_some_and(|limit| rate < limit) {
                 Cause::Outlier
@@ -147,18 +198,25 @@ impl Detector {
         Some(mean - (outlier.deviations.0 * variance.sqrt()).max(LEAST_DIFFERENCE))
     }
 
-    fn eject(&mut self, endpoint: &Arc<Endpoint>, cause: Cause, breaker: &Breaker, now: Instant) -> Change {
-        let health = &endpoint.live.health;
-        let (consecutive, window) = (health.consecutive_failures(), health.window());
-        let long = health.eject(cause, breaker.open.base, breaker.open.max, now);
-        Change { endpoint: endpoint.clone(), what: What::Ejected { cause, long, consecutive, window } }
-    }
-
     /// What was before does not count against one that is let in again.
     fn forget(&mut self, live: &Live) {
         self.windows.insert(live.key, Window::new(live));
         live.health.set_window(0, 0);
+        live.forget_latency();
     }
+}
+
+/// Ejected endpoints beyond the cap, as when others have left the table. Those come first that were to be asked next.
+fn too_many<'e>(each: &[&'e Arc<Endpoint>], most_percent: u32, now: Instant) -> Vec<&'e Arc<Endpoint>> {
+    let may = (each.len() * most_percent as usize / 100).min(each.len().saturating_sub(1));
+    let mut ejected: Vec<_> = each.iter().copied().filter(|endpoint| endpoint.live.health.is_ejected()).collect();
+    ejected.sort_by_key(|endpoint| match endpoint.live.health.standing(now) {
+        Standing::Ejected { left, .. } => left,
+        // One that is being asked will tell.
+        _ => Duration::MAX,
+    });
+    ejected.truncate(ejected.len().saturating_sub(may));
+    ejected
 }
 
 /// Whether one endpoint had no success while the others did well, by their recent requests and failures.

@@ -48,7 +48,7 @@ fn ejected(changes: &[Change]) -> Vec<(&str, Cause)> {
         .iter()
         .filter_map(|change| match change.what {
             What::Ejected { cause, .. } => Some((change.endpoint.instance.id.as_str(), cause)),
-            What::Admitted => None,
+            _ => None,
         })
         .collect()
 }
@@ -209,6 +209,34 @@ async fn where_nobody_fails_a_single_failure_makes_no_outlier() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_that_fails_and_may_not_be_ejected_is_told_once_until_it_does_well() {
+    let (mut detector, all) = (Detector::default(), endpoints(1));
+    five_failures(&all[0]);
+    let what = detector.review(&all, &service(), Instant::now())[0].what;
+    assert!(matches!(what, What::Kept { cause: Cause::ConsecutiveFailures, .. }), "{what:?}");
+    let failing = Standing::Failing { cause: Cause::ConsecutiveFailures };
+    assert!(all[0].live.health.is_available() && all[0].live.health.standing(Instant::now()) == failing);
+    five_failures(&all[0]);
+    assert!(detector.review(&all, &service(), Instant::now()).is_empty(), "once");
+    request(&all[0], Choice::Available, Outcome::Success);
+    assert_eq!(detector.review(&all, &service(), Instant::now())[0].what, What::Recovered);
+    assert_eq!(all[0].live.health.standing(Instant::now()), Standing::Available);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_slow_before_it_was_ejected_is_not_slow_any_more() {
+    let (mut detector, all) = (Detector::default(), endpoints(3));
+    all[0].live.observe(Duration::from_secs(15), Instant::now());
+    five_failures(&all[0]);
+    detector.review(&all, &service(), Instant::now());
+    tokio::time::advance(Duration::from_secs(2)).await;
+    assert!(probe_is_due(&all[0]));
+    request(&all[0], Choice::Probe, Outcome::Success);
+    detector.review(&all, &service(), Instant::now());
+    assert_eq!(all[0].live.latency(Instant::now()), None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn with_the_breaker_off_nothing_is_ejected_and_what_was_comes_back() {
     let (mut detector, all) = (Detector::default(), endpoints(3));
     let off = Service {
@@ -224,11 +252,24 @@ async fn with_the_breaker_off_nothing_is_ejected_and_what_was_comes_back() {
 
 #[derive(Debug, Clone)]
 enum Event {
-    Requests { endpoint: usize, good: usize, bad: usize },
-    Row { endpoint: usize },
+    Requests {
+        endpoint: usize,
+        good: usize,
+        bad: usize,
+    },
+    Row {
+        endpoint: usize,
+    },
     Second,
     Review,
-    Probe { endpoint: usize, good: bool },
+    /// So many are left in the table from now on.
+    Table {
+        count: usize,
+    },
+    Probe {
+        endpoint: usize,
+        good: bool,
+    },
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -241,6 +282,7 @@ fn event() -> impl Strategy<Value = Event> {
         any::<usize>().prop_map(|endpoint| Event::Row { endpoint }),
         Just(Event::Second),
         Just(Event::Review),
+        (1..25usize).prop_map(|count| Event::Table { count }),
         (any::<usize>(), any::<bool>()).prop_map(|(endpoint, good)| Event::Probe { endpoint, good }),
     ]
 }
@@ -259,10 +301,10 @@ proptest! {
                 outlier: Outlier { max_ejected: caps.1, min_endpoints: 3, ..Outlier::default() },
                 ..Service::default()
             };
-            let (mut detector, all) = (Detector::default(), endpoints(count));
-            let most = (count * caps.0.max(caps.1) as usize / 100).min(count - 1);
+            let (mut detector, everybody) = (Detector::default(), endpoints(25));
+            let mut count = count;
             for event in events {
-                let now = Instant::now();
+                let (now, mut all) = (Instant::now(), &everybody[..count]);
                 match event {
                     Event::Requests { endpoint, good, bad } => requests(&all[endpoint % count], good, bad),
                     Event::Row { endpoint } => {
@@ -270,9 +312,13 @@ proptest! {
                     }
                     Event::Second => {
                         tokio::time::advance(PERIOD).await;
-                        detector.tick(&all, &service, Instant::now());
+                        detector.tick(all, &service, Instant::now());
                     }
-                    Event::Review => drop(detector.review(&all, &service, now)),
+                    Event::Review => drop(detector.review(all, &service, now)),
+                    Event::Table { count: left } => {
+                        (count, all) = (left, &everybody[..left]);
+                        detector.review(all, &service, now);
+                    }
                     Event::Probe { endpoint, good } => {
                         let endpoint = &all[endpoint % count];
                         if endpoint.live.health.take_probe(now, false) {
@@ -280,6 +326,7 @@ proptest! {
                         }
                     }
                 }
+                let most = (count * caps.0.max(caps.1) as usize / 100).min(count - 1);
                 let out = all.iter().filter(|endpoint| !endpoint.live.health.is_available()).count();
                 prop_assert!(out <= most, "{out} of {count} are out; {most} may be");
             }

@@ -231,6 +231,7 @@ impl Cluster {
             let state = match endpoint.live.health.standing(now) {
                 _ if !endpoint.is_usable() => EndpointState::Unavailable,
                 Standing::Available => EndpointState::Available,
+                Standing::Failing { .. } => EndpointState::Failing,
                 Standing::Ejected { .. } | Standing::Probing { .. } => EndpointState::Ejected,
                 Standing::Unhealthy => EndpointState::Unhealthy,
             };
@@ -242,7 +243,7 @@ impl Cluster {
     /// Takes note of what came of a request.
     pub fn tell(&self, request: &mut InFlight, outcome: Outcome) {
         let limit = match outcome {
-            Outcome::Success => 0,
+            Outcome::Success | Outcome::Silence => 0,
             Outcome::Failure => self.load().settings.service.breaker.consecutive_failures,
         };
         if request.tell(outcome, limit) {
@@ -336,9 +337,9 @@ impl Snapshot {
         }
     }
 
-    /// Whether the endpoints are in parts, which have to be counted anew from time to time.
-    pub fn is_split(&self) -> bool {
-        self.selectors().any(Selector::is_split)
+    /// Whether who gets how much, or a probe, changes by itself: where the endpoints are in parts, or one is kept out.
+    pub fn changes_with_time(&self) -> bool {
+        self.selectors().any(Selector::is_split) || self.endpoints.iter().any(|e| !e.live.health.is_available())
     }
 
     fn selectors(&self) -> impl Iterator<Item = &Selector> {

@@ -21,7 +21,8 @@ const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 /// up for them, are passed over.
 pub(super) fn check(config: &Config, root: &Node, faults: &mut Faults) {
     let spot = Spot::root(root);
-    let mut check = Check { faults, registries: spot.key("registries") };
+    let has_zone = config.node.zone.as_ref().is_some_and(|zone| !zone.is_empty());
+    let mut check = Check { faults, registries: spot.key("registries"), has_zone };
     let registries = check.registries.clone();
     if registries.node.is_none_or(|node| node.entries().is_empty()) {
         check.fail(&registries, "there is none; expected at least one registry, or `--registry`");
@@ -101,6 +102,8 @@ impl<'t> Spot<'t> {
 struct Check<'f, 't> {
     faults: &'f mut Faults,
     registries: Spot<'t>,
+    /// Whether it is known which zone this node is in.
+    has_zone: bool,
 }
 
 impl<'t> Check<'_, 't> {
@@ -357,6 +360,12 @@ impl<'t> Check<'_, 't> {
             timeout.into_iter().for_each(|timeout| self.positive(&at.key(key), timeout));
         }
         self.retry(&spot.key("retry"), &service.retry);
+        self.within_request(&spot.key("retry").key("per_try_timeout"), service.retry.per_try_timeout, request);
+        self.within_request(
+            &spot.key("hedge").key("after"),
+            service.hedge.as_ref().and_then(|hedge| hedge.after),
+            request,
+        );
         if let Some(hedge) = &service.hedge {
             self.hedge(&spot.key("hedge"), hedge);
         }
@@ -392,6 +401,14 @@ impl<'t> Check<'_, 't> {
         let at = spot.key("budget");
         self.range(&at.key("percent"), retry.budget.percent, 0, 100);
         self.range(&at.key("per_second"), retry.budget.per_second, 0, 100_000);
+    }
+
+    /// What would happen only when the request's time is over never happens.
+    fn within_request(&mut self, spot: &Spot<'_>, time: Option<Duration>, request: Duration) {
+        if let Some(time) = time.filter(|time| *time > request) {
+            let (found, most) = (human::format(time), human::format(request));
+            self.fail(spot, format!("found `{found}`; expected at most `{most}`, which is `timeouts.request`"));
+        }
     }
 
     fn hedge(&mut self, spot: &Spot<'t>, hedge: &Hedge) {
@@ -450,7 +467,8 @@ impl<'t> Check<'_, 't> {
     }
 
     fn range<T: PartialOrd + std::fmt::Display>(&mut self, spot: &Spot<'t>, found: T, least: T, most: T) {
-        if found < least || found > most {
+        // (Neither less nor more is what is no number, either.)
+        if !(&least..=&most).contains(&&found) {
             self.fail(spot, format!("found `{found}`; expected a number from {least} to {most}"));
         }
     }

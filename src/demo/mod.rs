@@ -11,6 +11,7 @@ use crate::{
         AccessLog, AccessLogMode, Admin, Balance, Config, EmbeddedRegistry, Listener, Log, Policy, Registry, Service,
         human,
     },
+    error::Reason,
     registry::embedded::Embedded,
     telemetry::log,
 };
@@ -92,7 +93,7 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> anyhow::Re
     let shown = screen.say(&introduction(&options, proxy, app.admin()));
     // A reader that went away (`pillion demo | head`) ends the demo; that is no error.
     let seen = match shown {
-        Ok(()) => watch(&options, proxy, &registry, &mut samples, &mut screen, stop).await?,
+        Ok(()) => watch(&options, &app, proxy, &registry, &mut samples, &mut screen, stop).await?,
         Err(_) => None,
     };
     let _ = screen.end_status();
@@ -106,12 +107,17 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> anyhow::Re
 /// Keeps traffic and churn going and shows them. Gives the closing words, or nothing when nobody reads any more.
 async fn watch(
     options: &Options,
+    app: &App,
     proxy: SocketAddr,
     registry: &Arc<Embedded>,
     samples: &mut Vec<Sample>,
     screen: &mut Screen,
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<Option<String>> {
+    let retried = || {
+        let of = |name| app.telemetry().metrics.service(name).retries.get(Reason::UpstreamUnavailable as usize);
+        samples::SERVICES.iter().map(|service| of(service.name)).sum()
+    };
     let started = Instant::now();
     let (outcome, mut outcomes) = mpsc::unbounded_channel();
     let (event, mut events) = mpsc::unbounded_channel();
@@ -142,7 +148,10 @@ async fn watch(
                     screen.say(&format!("{} is back, on port {}.", LEAVING.name(), address.port()))
                 }
             },
-            now = show.tick() => screen.status(tally.line(now)),
+            now = show.tick() => {
+                tally.retried = retried();
+                screen.status(tally.line(now))
+            }
             Some(outcome) = outcomes.recv() => {
                 tally.add(outcome);
                 Ok(())
@@ -160,6 +169,7 @@ async fn watch(
     };
     // What takes longer is not counted at all, neither as carried nor as failed.
     let _ = timeout(LAST_REQUESTS, last).await;
+    tally.retried = retried();
     Ok(Some(tally.closing(started.elapsed())))
 }
 
@@ -256,7 +266,7 @@ fn introduction(options: &Options, proxy: SocketAddr, admin: SocketAddr) -> Stri
          curl -s -H 'Host: user-service' http://{proxy}/\n\
          curl -s http://{admin}/metrics | grep ^pillion_requests_total\n\
          {program} services{at}\n\n\
-         Now the traffic: requests per second, those that pillion failed, 503s of the flaky instance's own,\n\
+         Now the traffic: requests per second, those that pillion failed, tries made again after a 503,\n\
          latency, and each instance's share of its service's requests in percent. Ctrl-C stops.\n"
     )
 }

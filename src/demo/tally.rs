@@ -14,7 +14,9 @@ pub struct Tally {
     carried: u64,
     /// By reason.
     failed: BTreeMap<String, u64>,
-    /// Failures of the instances' own, which pillion carried as it should.
+    /// Tries that an instance answered with 503 and pillion made again elsewhere.
+    pub retried: u64,
+    /// The instances' own failures that reached a caller.
     own_failures: u64,
     leaves: u64,
     returns: u64,
@@ -41,6 +43,7 @@ impl Tally {
         Self {
             carried: 0,
             failed: BTreeMap::new(),
+            retried: 0,
             own_failures: 0,
             leaves: 0,
             returns: 0,
@@ -77,10 +80,10 @@ impl Tally {
         recent.times.sort_unstable();
         let seconds = (now - recent.since).as_secs_f64().max(0.001);
         let mut line = format!(
-            "{:3.0} rps  {} failed  {} own 503s  p50/p99 {}/{} ms",
+            "{:3.0} rps  {} failed  {} retried  p50/p99 {}/{} ms",
             recent.times.len() as f64 / seconds,
             self.failed.values().sum::<u64>(),
-            self.own_failures,
+            self.retried,
             milliseconds(percentile(&recent.times, 50)),
             milliseconds(percentile(&recent.times, 99)),
         );
@@ -105,11 +108,12 @@ impl Tally {
     pub fn closing(&self, ran: Duration) -> String {
         let failed: u64 = self.failed.values().sum();
         let mut text = format!(
-            "Stopped after {:.0} s: {} requests carried, {failed} failed. The flaky instance answered 503 itself {}.\n{} \
-             left {} and came back {}.",
+            "Stopped after {:.0} s: {} requests carried, {failed} failed. Of the flaky instance's 503s {} \
+             were tried again elsewhere, and {} reached a caller.\n{} left {} and came back {}.",
             ran.as_secs_f64(),
             self.carried,
-            times(self.own_failures),
+            self.retried,
+            self.own_failures,
             LEAVING.name(),
             times(self.leaves),
             times(self.returns),
@@ -163,16 +167,17 @@ mod tests {
             tally.add(outcome(31, answered(1, number % 3, StatusCode::SERVICE_UNAVAILABLE)));
         }
         tally.left(LEAVING);
+        tally.retried = 7;
         let line = tally.line(start + Duration::from_secs(1));
         assert_eq!(
             line,
-            "200 rps  0 failed  100 own 503s  p50/p99 3.0/31 ms  user 25 -- 25 25  orders 34 33 33  web  0  0  0"
+            "200 rps  0 failed  7 retried  p50/p99 3.0/31 ms  user 25 -- 25 25  orders 34 33 33  web  0  0  0"
         );
         assert!(line.len() <= WIDTH);
         tally.returned(LEAVING);
         tally.add(outcome(3, End::Failed("no_endpoints".into())));
         let line = tally.line(start + Duration::from_secs(2));
-        assert!(line.starts_with("  1 rps  1 failed  100 own 503s") && line.contains("user  0  0  0  0"), "{line}");
+        assert!(line.starts_with("  1 rps  1 failed  7 retried") && line.contains("user  0  0  0  0"), "{line}");
     }
 
     #[tokio::test(start_paused = true)]

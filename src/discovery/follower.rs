@@ -8,7 +8,7 @@ use super::{
 use crate::{
     cluster::{
         Cluster,
-        outlier::{Change as HealthChange, Detector, What},
+        outlier::{Change as HealthChange, Detector, Seen, What},
         table::State,
     },
     registry::{Instance, Observation, Registry, RegistryError, Sink, sink},
@@ -149,7 +149,7 @@ impl Follower {
         for change in &changes {
             tell(&self.cluster, change);
         }
-        if !changes.is_empty() || (period_passed && snapshot.is_split()) {
+        if !changes.is_empty() || (period_passed && snapshot.changes_with_time()) {
             self.cluster.recount();
         }
         if asked && endpoints.iter().any(|endpoint| endpoint.live.is_gone() && linger::has_failed(&endpoint.live)) {
@@ -178,14 +178,30 @@ impl Follower {
 /// Logs and counts a change of an endpoint's health.
 fn tell(cluster: &Cluster, HealthChange { endpoint, what }: &HealthChange) {
     let (service, endpoint) = (&cluster.name, &endpoint.instance.address);
+    let rounded = |long: &Duration| format!("{:.1}s", long.as_secs_f64());
     match what {
-        What::Ejected { cause, long, consecutive, window } => {
+        What::Ejected { cause, long, seen } => {
             cluster.metrics.ejections.inc(*cause as usize);
-            let (requests, rate) = window.unwrap_or((0, 1.0));
-            let (cause, failed) = (cause.as_str(), format!("{:.1} % of {requests}", (1.0 - rate) * 100.0));
-            tracing::warn!(%service, %endpoint, cause, consecutive, %failed, ?long, "ejected");
+            let (cause, seen, long) = (cause.as_str(), shown(seen), rounded(long));
+            tracing::warn!(%service, %endpoint, cause, %seen, %long, "ejected");
+        }
+        What::StillEjected { long, streak } => {
+            tracing::warn!(%service, %endpoint, long = %rounded(long), in_a_row = streak, "stays ejected: its probe failed");
         }
         What::Admitted => tracing::info!(%service, %endpoint, "no longer ejected"),
+        What::Kept { cause, seen } => {
+            let (cause, seen) = (cause.as_str(), shown(seen));
+            tracing::warn!(%service, %endpoint, cause, %seen, "failing, but no more may be ejected");
+        }
+        What::Recovered => tracing::info!(%service, %endpoint, "no longer failing"),
+    }
+}
+
+fn shown(Seen { consecutive, window }: &Seen) -> String {
+    let in_a_row = format!("{consecutive} failures in a row");
+    match window {
+        Some((requests, rate)) => format!("{in_a_row}, {:.1} % of the last {requests}", (1.0 - rate) * 100.0),
+        None => in_a_row,
     }
 }
 

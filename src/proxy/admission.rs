@@ -1,13 +1,15 @@
 //! Whether a request may come in: its service's limits, before anything is done for it.
 
-use super::{record::Record, waiting::past_deadline};
+use super::{headers::past_deadline, record::Record};
 use crate::{
-    cluster::{Cluster, limit::QueueFull},
+    cluster::{
+        Cluster,
+        limit::{QueueFull, TooFast},
+    },
     error::{ProxyError, Reason},
     telemetry::flags::Flag,
 };
 use http::HeaderMap;
-use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 /// Lets the request in, or says why not. Gives whether it had to wait for that.
@@ -54,6 +56,10 @@ async fn wait(cluster: &Cluster, deadline: Option<Instant>) -> Result<(), ProxyE
     }
 }
 
-fn rate_limited(wait: Duration) -> ProxyError {
-    ProxyError::new(Reason::RateLimited, "more requests per second than the service's limit").retry_after(wait)
+fn rate_limited(too_fast: TooFast) -> ProxyError {
+    let (whose, wait) = match too_fast {
+        TooFast::Caller(wait) => ("this caller's limit (limits.rate.per_caller)", wait),
+        TooFast::All(wait) => ("the service's limit (limits.rate)", wait),
+    };
+    ProxyError::new(Reason::RateLimited, format!("more requests per second than {whose}")).retry_after(wait)
 }

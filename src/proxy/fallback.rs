@@ -114,7 +114,8 @@ impl Unsettled<'_> {
         let Asked { cluster, fallback, is_grpc, deadline, mut parts, body } = asked;
         let (Some(service), Some(body)) = (fallback.service.as_deref(), body) else { return outcome };
         // gRPC's UNAVAILABLE says that nothing was done.
-        let unsafe_again = cause.may_have_run() && !is_grpc && !parts.method.is_idempotent();
+        let refused = is_grpc && cause == Reason::UpstreamUnavailable;
+        let unsafe_again = cause.may_have_run() && !refused && !parts.method.is_idempotent();
         // (Inherited from `defaults`, it may be the same.)
         if unsafe_again || *service == *cluster.name || deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return outcome;

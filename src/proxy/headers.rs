@@ -215,9 +215,14 @@ pub fn deadline(headers: &HeaderMap, found: &Found, now: Instant) -> Result<Opti
     }
     let deadline = timeout.map(|timeout| now + timeout);
     if deadline.is_some_and(|deadline| deadline <= now) {
-        return Err(ProxyError::new(Reason::RequestTimeout, "the caller's deadline is past"));
+        return Err(past_deadline());
     }
     Ok(deadline)
+}
+
+/// The caller had asked for its answer by now.
+pub fn past_deadline() -> ProxyError {
+    ProxyError::new(Reason::DeadlineExceeded, "the caller's deadline is past")
 }
 
 /// Writes what is left until `deadline` into those of the two headers that the request has.
@@ -375,7 +380,7 @@ mod tests {
             ("grpc-timeout", "é", Reason::BadRequest),
             ("x-request-timeout", "soon", Reason::BadRequest),
             ("x-request-timeout", "99999999999999", Reason::BadRequest),
-            ("grpc-timeout", "0m", Reason::RequestTimeout),
+            ("grpc-timeout", "0m", Reason::DeadlineExceeded),
         ] {
             let mut headers = HeaderMap::new();
             headers.insert(HeaderName::from_static(name), HeaderValue::from_bytes(value.as_bytes()).unwrap());

@@ -75,7 +75,9 @@ impl Journey<'_> {
             let one = pin!(to.send(&first, parts, body, fresh, waiting, *interim));
             race(to, one, after, &first, &mut second, &mut second_parts, &mut second_waiting).await
         };
-        to.cluster.latencies().observe(began.elapsed());
+        if one.as_ref().is_some_and(Result::is_ok) || two.as_ref().is_some_and(Result::is_ok) {
+            to.cluster.latencies().observe(began.elapsed());
+        }
         let Some(Second { endpoint: other, mut in_flight, grant: _held }) = second else {
             let sent = one.unwrap_or_else(|| unreachable!("the race ends with a result"));
             return to.classify(sent, &first, &parts.method, waiting.since());
@@ -96,7 +98,10 @@ impl Journey<'_> {
             }
             (one, Some(two)) => {
                 match one {
-                    None => first.live.at_least(began.elapsed(), Instant::now()),
+                    None => {
+                        first.live.at_least(began.elapsed(), Instant::now());
+                        record.tell(Outcome::Silence);
+                    }
                     Some(Err(failed)) if failed.is_the_endpoint_s() => record.tell(Outcome::Failure),
                     Some(_) => {}
                 }

@@ -5,7 +5,7 @@ use super::{
     body::Body,
     fallback::Asked,
     header_maps,
-    headers::{self, Origin},
+    headers::{self, Origin, past_deadline},
     journey::{Destination, Journey},
     last_good::LastGood,
     listener::Listener,
@@ -13,7 +13,7 @@ use super::{
     record::Record,
     respond,
     timer::Timer,
-    waiting::{Waiting, past_deadline},
+    waiting::Waiting,
 };
 use crate::{
     cluster::{Cluster, Snapshot, balance::Ask, table::State},

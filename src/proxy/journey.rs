@@ -102,7 +102,11 @@ impl Journey<'_> {
         // Held while a retry waits and until it has ended.
         let mut grant = None;
         loop {
-            record.attempt(InFlight::start(endpoint.clone(), choice));
+            if fresh {
+                record.tried_afresh();
+            } else {
+                record.attempt(InFlight::start(endpoint.clone(), choice));
+            }
             let tried_once = match self.hedge_after(retries) {
                 None => self.send_once(&endpoint, fresh).await,
                 Some(after) => Box::pin(self.send_hedged(&mut endpoint, fresh, after, &mut tried, record)).await,
@@ -127,6 +131,7 @@ impl Journey<'_> {
             match &failed.outcome {
                 Ok(response) => record.answered(response, self.to.is_grpc),
                 Err(error) if says_something(error.reason) => record.tell(Outcome::Failure),
+                Err(error) if error.reason == Reason::DeadlineExceeded => record.tell(Outcome::Silence),
                 Err(_) => {}
             }
             tried.push(endpoint.clone());
@@ -137,7 +142,7 @@ impl Journey<'_> {
             }
             record.retried(failed.reason);
             ((endpoint, choice), fresh, retries) = (next, false, retries + 1);
-            self.parts.headers.insert(headers::X_PILLION_ATTEMPT, HeaderValue::from(retries + 1));
+            self.parts.headers.insert(headers::X_PILLION_ATTEMPT, HeaderValue::from(tried.len() + 1));
         }
     }
 
@@ -169,13 +174,17 @@ impl Journey<'_> {
         if matches!(failed.reason, Reason::ConnectFailed | Reason::ConnectTimeout) {
             return Some(next);
         }
+        let backoff = Backoff::nth_wait(retry.backoff.base, retry.backoff.max, retries);
+        // The upstream's wish is obeyed where there is time for it. Where there is not, it holds for its own endpoint alone,
+        // which is spared for so long; another one did not say it. A gRPC server says it of the whole service.
+        let asked = failed.after.filter(|after| self.to.is_grpc || self.waiting.allows(*after));
+        let wait = asked.unwrap_or(backoff);
+        if !self.waiting.allows(wait) {
+            return None;
+        }
         *grant = self.to.allow_another();
         if grant.is_none() {
             record.flag(Flag::RetryDenied);
-            return None;
-        }
-        let wait = failed.after.unwrap_or_else(|| Backoff::nth_wait(retry.backoff.base, retry.backoff.max, retries));
-        if !self.waiting.allows(wait) {
             return None;
         }
         tokio::time::sleep(wait).await;
@@ -209,6 +218,9 @@ impl Destination<'_> {
             Ok(Err(error)) => return Err(SendFailure::before(connect_error(endpoint, &error), body.take())),
             Err(error) => return Err(SendFailure::before(error, body.take())),
         };
+        if let Err(error) = waiting.check_deadline() {
+            return Err(SendFailure::before(error, body.take()));
+        }
         let body = body.take().unwrap_or_default();
         waiting.shorten(&mut parts.headers);
         waiting.begin_try();
@@ -278,7 +290,10 @@ impl Destination<'_> {
             }
             Err(failure) => {
                 let safe = retry::is_safe(&failure, method);
-                if matches!(failure.error.reason, Reason::RequestTimeout | Reason::TryTimeout) {
+                if matches!(
+                    failure.error.reason,
+                    Reason::RequestTimeout | Reason::DeadlineExceeded | Reason::TryTimeout
+                ) {
                     // It takes at least this long, and others are to know.
                     let now = Instant::now();
                     endpoint.live.observe(now - since, now);

@@ -229,7 +229,7 @@ impl Copy {
 impl Entry {
     /// How old the response is.
     fn age(&self, now: Instant) -> Duration {
-        self.age + (now - self.stored)
+        self.age.saturating_add(now - self.stored)
     }
 }
 

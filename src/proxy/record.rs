@@ -152,6 +152,11 @@ impl Record {
         self.in_flight = Some(in_flight);
     }
 
+    /// The current try begins once more, on a fresh connection.
+    pub fn tried_afresh(&mut self) {
+        self.attempts += 1;
+    }
+
     /// A try was made beside the current one.
     pub fn hedged(&mut self) {
         self.attempts += 1;
@@ -206,7 +211,7 @@ impl Record {
         if after.is_none() && response.status() == StatusCode::SERVICE_UNAVAILABLE {
             return;
         }
-        if let (Some(cluster), Some(in_flight)) = (&self.cluster, &self.in_flight) {
+        if let (Some(cluster), Some(in_flight)) = (carrier(&self.rare, &self.cluster), &self.in_flight) {
             cluster.load().penalise(&in_flight.endpoint().live, after, Instant::now());
         }
     }
@@ -229,7 +234,9 @@ impl Record {
         match &self.failure {
             _ if matches!(self.fallback(), Some((FallbackKind::Response | FallbackKind::LastGood, _))) => false,
             None => !status.is_server_error(),
-            Some(failure) => matches!(failure.reason, Reason::RequestTimeout | Reason::TryTimeout),
+            Some(failure) => {
+                matches!(failure.reason, Reason::RequestTimeout | Reason::DeadlineExceeded | Reason::TryTimeout)
+            }
         }
     }
 

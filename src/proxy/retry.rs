@@ -15,6 +15,9 @@ use std::time::{Duration, SystemTime};
 const GRPC_RETRY_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 const UNAVAILABLE: &str = "14";
 
+/// Nobody waits for longer, and no clock can be asked to add up what a header may say.
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+
 /// What a response says about trying again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -34,7 +37,7 @@ pub fn judge(response: &Response<Body>, is_grpc: bool, method: &Method, retry: &
         return match headers.get(GRPC_RETRY_PUSHBACK) {
             None => Verdict::Again(None),
             Some(value) => match value.to_str().ok().and_then(|text| text.parse().ok()) {
-                Some(millis) => Verdict::Again(Some(Duration::from_millis(millis))),
+                Some(millis) => Verdict::Again(Some(Duration::from_millis(millis).min(LONGEST))),
                 // Negative, or not a number: "do not retry".
                 None => Verdict::Final,
             },
@@ -77,13 +80,11 @@ pub fn is_wanted(reason: Reason, retry: &config::Retry) -> bool {
 /// `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3).
 pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER).map(HeaderValue::to_str)?.ok()?.trim();
-    match text.parse() {
-        Ok(seconds) => Some(Duration::from_secs(seconds)),
-        Err(_) => {
-            let date = httpdate::parse_http_date(text).ok()?;
-            Some(date.duration_since(SystemTime::now()).unwrap_or_default())
-        }
-    }
+    let after = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::now()).unwrap_or_default(),
+    };
+    Some(after.min(LONGEST))
 }
 
 #[cfg(test)]
@@ -133,5 +134,7 @@ mod tests {
         let later = after(&httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(60))).unwrap();
         assert!((58..=60).contains(&later.as_secs()), "{later:?}");
         assert_eq!(after("soon"), None);
+        assert_eq!(after(&u64::MAX.to_string()), Some(LONGEST));
+        assert_eq!(after("18446744073709551616"), None, "no number of seconds");
     }
 }

@@ -1,6 +1,9 @@
 //! How long a request may take: one timer for the whole, for one try, and for silence while it is sent.
 
-use super::{headers, timer::Timer};
+use super::{
+    headers::{self, past_deadline},
+    timer::Timer,
+};
 use crate::{
     config,
     error::{ProxyError, Reason},
@@ -18,6 +21,8 @@ pub struct Waiting<'t> {
     timer: &'t mut Timer,
     /// From the end of the request to the start of the response.
     request: Duration,
+    /// Whether that is `timeouts.stream`, which is the shorter one.
+    streams: bool,
     /// Without a byte of the request, while it is sent.
     idle: Duration,
     /// What the caller asked for.
@@ -53,6 +58,7 @@ impl<'t> Waiting<'t> {
         Self {
             timer,
             request: timeouts.stream.map_or(timeouts.request, |stream| stream.min(timeouts.request)),
+            streams: timeouts.stream.is_some_and(|stream| stream < timeouts.request),
             idle: timeouts.idle,
             deadline,
             per_try: service.retry.per_try_timeout,
@@ -134,9 +140,17 @@ impl<'t> Waiting<'t> {
         self.since
     }
 
+    /// Fails if the caller has stopped waiting.
+    pub fn check_deadline(&self) -> Result<(), ProxyError> {
+        match self.deadline {
+            Some(deadline) if deadline <= Instant::now() => Err(past_deadline()),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether there is time for this wait, and for something after it.
     pub fn allows(&self, wait: Duration) -> bool {
-        self.over.is_none_or(|over| Instant::now() + wait < over)
+        self.over.is_none_or(|over| over.saturating_duration_since(Instant::now()) > wait)
     }
 
     /// Ready with the error when time is up. `moved` counts what has been sent.
@@ -197,7 +211,8 @@ impl<'t> Waiting<'t> {
         if self.deadline == Some(over) {
             return past_deadline();
         }
-        ProxyError::new(Reason::RequestTimeout, format!("no response in {:?}", self.request))
+        let reason = if self.streams { Reason::StreamTimeout } else { Reason::RequestTimeout };
+        ProxyError::new(reason, format!("no response in {:?}", self.request))
     }
 
     /// Passes the caller's deadline on, reduced by what has passed.
@@ -206,9 +221,4 @@ impl<'t> Waiting<'t> {
             headers::put_deadline(headers, deadline);
         }
     }
-}
-
-/// The caller had asked for its answer by now.
-pub fn past_deadline() -> ProxyError {
-    ProxyError::new(Reason::RequestTimeout, "the caller's deadline is past")
 }

@@ -40,6 +40,8 @@ pub enum EndpointState {
     Ejected,
     /// Kept out because its active checks fail.
     Unhealthy,
+    /// It fails, and takes requests only because no more may be kept out.
+    Failing,
 }
 
 /// What came of an active check.
@@ -50,7 +52,7 @@ pub enum CheckResult {
 }
 
 impl EndpointState {
-    pub const COUNT: usize = 4;
+    pub const COUNT: usize = 5;
 }
 
 /// A fault that was put in on purpose.
@@ -98,7 +100,7 @@ pub const WORDS: Words = Words {
     retries: &REASONS,
     pool_closed: &["idle", "age", "full", "peer", "used", "removed"],
     refused: &["limit", "accept_error"],
-    endpoints: &["available", "unavailable", "ejected", "unhealthy"],
+    endpoints: &["available", "unavailable", "ejected", "unhealthy", "failing"],
     health_checks: &["passed", "failed"],
     ejections: &["consecutive_failures", "failure_percent", "outlier", "no_success"],
     fallbacks: &["response", "service", "last-good"],

@@ -201,7 +201,7 @@ async fn a_file_registry_that_is_not_there_yet_is_waited_for() {
     impatient.write_all(request.as_bytes()).await.unwrap();
     let (asked, mut answer) = (Instant::now(), String::new());
     impatient.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 504") && answer.contains("request_timeout"), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 504") && answer.contains("deadline_exceeded"), "{answer}");
     assert!(asked.elapsed() < Duration::from_millis(1500), "{:?}", asked.elapsed());
     let (status, body) = get(pillion.egress(), "users").await.unwrap();
     assert!(status == 503 && body.contains("discovery_timeout"), "{status} {body}");

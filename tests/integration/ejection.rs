@@ -1,6 +1,7 @@
 //! An instance that fails or hangs is kept out, is asked now and then how it is, and comes back.
 
 use crate::{
+    instance::Instance,
     peer::{Answering, Peer, Upstream, get, post},
     pillion::{Pillion, Setup},
 };
@@ -124,7 +125,7 @@ async fn an_instance_that_is_not_there_is_not_asked_all_the_time() {
 #[tokio::test]
 async fn the_last_instance_is_never_taken_out() {
     let mut bad = Upstream::bind().await.answering(|_| failing());
-    let pillion = Setup::users([bad.address]).start().await;
+    let mut pillion = Setup::users([bad.address]).start().await;
     let mut client = pillion.connect().await;
     for _ in 0..50 {
         client.send(post("/", "x")).await;
@@ -132,20 +133,42 @@ async fn the_last_instance_is_never_taken_out() {
     }
     assert_eq!(bad.unseen().len(), 50);
     assert_eq!(pillion.metric("pillion_ejections_total", &[]).await, 0.0);
+    // But that it fails is told.
+    pillion.logged("failing, but no more may be ejected").await;
+    assert_eq!(endpoints(&pillion).await[&bad.address.to_string()]["state"], "failing");
+    pillion.until_metric("pillion_endpoints", &["state=\"failing\""], 1.0).await;
+}
+
+#[tokio::test]
+async fn callers_that_want_too_much_eject_nobody() {
+    let (executed, _) = tokio::sync::mpsc::unbounded_channel();
+    let mut instances = Vec::new();
+    for _ in 0..4 {
+        instances.push(Instance::start_working(Duration::from_millis(100), &executed).await);
+    }
+    let pillion = Setup::users(instances.iter().map(|instance| instance.address)).start().await;
+    let (mut hasty, mut patient) = (pillion.connect().await, pillion.connect().await);
+    for _ in 0..30 {
+        hasty.send("GET / HTTP/1.1\r\nhost: user-service\r\nx-request-timeout: 20ms\r\n\r\n").await;
+        assert_eq!(hasty.response().await.error(), (504, Some("deadline_exceeded")));
+    }
+    for _ in 0..5 {
+        patient.send(get("/")).await;
+        assert_eq!(patient.response().await.status(), 200);
+    }
+    assert_eq!(pillion.metric("pillion_ejections_total", &[]).await, 0.0, "{}", pillion.log());
 }
 
 /// The instances are processes: a stopped one takes connections, as its kernel does that, and never answers.
-#[tokio::test]
-async fn a_stopped_process_leaves_the_rotation_and_returns_through_a_probe() {
-    const PER_TRY: Duration = Duration::from_millis(200);
+async fn one_is_stopped_for_a_while(settings: &str, slowest_p99: Duration) {
     let upstream = Answering::ok().await;
     let mut instances = Vec::new();
     for _ in 0..5 {
         instances.push(Setup::users([upstream.address]).start().await);
     }
     let addresses: Vec<_> = instances.iter().map(Pillion::egress).collect();
-    let settings = "user-service: { retry: { per_try_timeout: 200ms } }";
-    let mut pillion = Setup::users(&addresses).service(settings).start().await;
+    let settings = format!("user-service: {{ {settings} }}");
+    let mut pillion = Setup::users(&addresses).service(&settings).start().await;
     let load = Load::start(&pillion, 8);
     pillion.until_served(500.0).await;
     instances[2].signal("STOP").await;
@@ -156,15 +179,33 @@ async fn a_stopped_process_leaves_the_rotation_and_returns_through_a_probe() {
     sleep(Duration::from_secs(3)).await;
     assert_ne!(endpoints(&pillion).await[&addresses[2].to_string()]["state"], "available");
     instances[2].signal("CONT").await;
+    let continued = Instant::now();
     let back = pillion.logged("no longer ejected").await;
     assert!(back.contains(&addresses[2].to_string()), "{back}");
+    let returned = continued.elapsed();
     let seen = load.stop().await;
     let mut took: Vec<_> = seen.iter().filter(|(at, ..)| *at >= stopped).map(|(_, took, _)| *took).collect();
     took.sort_unstable();
     let p99 = took[took.len() * 99 / 100];
-    println!("{} requests, p99 {p99:?}, slowest {:?}, ejected after {ejected:?}", took.len(), took.last());
+    println!(
+        "{settings}: {} requests, p99 {p99:?}, slowest {:?}, ejected after {ejected:?}, back after {returned:?}",
+        took.len(),
+        took.last()
+    );
     assert!(seen.iter().all(|(.., status)| *status == 200), "nobody noticed");
-    assert!(p99 < PER_TRY + Duration::from_millis(50), "{p99:?}");
+    assert!(p99 < slowest_p99, "{p99:?}");
+    // The third ejection lasts up to 4.8 s, and the review that finds the probe due comes each second.
+    assert!(returned < Duration::from_secs(7), "{returned:?}");
     let admitted = pillion.log().lines().filter(|line| line.contains("no longer ejected")).count();
     assert_eq!(admitted, 1, "one probe was enough:\n{}", pillion.log());
+}
+
+#[tokio::test]
+async fn a_stopped_process_leaves_the_rotation_and_returns_through_a_probe() {
+    one_is_stopped_for_a_while("retry: { per_try_timeout: 200ms }", Duration::from_millis(250)).await;
+}
+
+#[tokio::test]
+async fn so_it_does_where_requests_are_hedged() {
+    one_is_stopped_for_a_while("hedge: { after: 100ms }", Duration::from_millis(150)).await;
 }

@@ -6,7 +6,7 @@ use crate::{
     peer::{Answering, Message, Peer, Upstream, get, ok, post},
     pillion::{Pillion, Setup},
 };
-use http::Response;
+use http::{Request, Response};
 use std::{
     fs,
     sync::{
@@ -174,19 +174,40 @@ async fn another_service_gets_the_request_with_its_body() {
     }
 }
 
+fn grpc(path: &str) -> Request<()> {
+    let mut request = http2_peer::request("POST", path);
+    request.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+    request
+}
+
+async fn call(client: &Client, path: &str) -> http2_peer::Answer {
+    let (response, mut stream) = client.start(grpc(path), false).await;
+    stream.send_data("message".into(), true).unwrap();
+    http2_peer::collect(response).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_grpc_call_that_may_have_been_executed_is_not_made_once_more() {
+    let (bad, standby) = (H2Upstream::bind().await, H2Upstream::bind().await);
+    let pillion = Setup::users([bad.instance()])
+        .instances("standby", [standby.instance()])
+        .service("user-service: { fallback: { service: standby } }")
+        .start()
+        .await;
+    let client = Client::connect(pillion.egress()).await;
+    let cut = async {
+        let mut server = bad.accept_raw().await;
+        server.request().await;
+        server.reset();
+    };
+    let (answer, ()) = soon("the call", async { tokio::join!(call(&client, "/echo.Echo/Say"), cut) }).await;
+    assert_eq!(answer.headers["x-pillion-error"], "upstream_closed");
+    assert!(standby.is_left_alone());
+}
+
 #[tokio::test]
 async fn a_grpc_call_falls_back_to_another_service_and_to_nothing_else() {
     let (bad, standby) = (H2Upstream::bind().await, H2Upstream::bind().await);
-    let grpc = |path: &str| {
-        let mut request = http2_peer::request("POST", path);
-        request.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
-        request
-    };
-    let call = async |client: &Client, path: &str| {
-        let (response, mut stream) = client.start(grpc(path), false).await;
-        stream.send_data("message".into(), true).unwrap();
-        http2_peer::collect(response).await.unwrap()
-    };
     let pillion = Setup::users([bad.instance()])
         .instances("standby", [standby.instance()])
         .service("user-service: { fallback: { service: standby } }")
@@ -321,7 +342,7 @@ async fn a_request_that_cannot_be_sent_again_or_is_too_late_keeps_its_error() {
     // One whose caller wanted its answer by now.
     let start = Instant::now();
     let late = "GET / HTTP/1.1\r\nhost: user-service\r\nx-request-timeout: 200ms\r\n\r\n";
-    assert_eq!(ask(&mut client, late).await.error(), (504, Some("request_timeout")));
+    assert_eq!(ask(&mut client, late).await.error(), (504, Some("deadline_exceeded")));
     assert!(start.elapsed() >= Duration::from_millis(200));
     assert!(standby.unseen().is_empty());
     // The other service has what is left of the caller's time.
@@ -337,9 +358,9 @@ async fn a_request_that_cannot_be_sent_again_or_is_too_late_keeps_its_error() {
 async fn the_last_good_response_is_given_with_its_age() {
     let upstream = Upstream::bind().await.answering(|request| match request.start.split(' ').nth(1).unwrap() {
         "/private" => good("cache-control: private\r\n", "mine"),
-        "/aged" => good("age: 100\r\ncontent-type: text/x\r\netag: \"1\"\r\n", "aged"),
-        "/chunked" => "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nchu\r\n4\r\nnked\r\n0\r\n\r\n".into(),
-        path => good("", path),
+        "/aged" => good("cache-control: max-age=60\r\nage: 100\r\ncontent-type: text/x\r\netag: \"1\"\r\n", "aged"),
+        "/chunked" => "HTTP/1.1 200 OK\r\ncache-control: public\r\ntransfer-encoding: chunked\r\n\r\n3\r\nchu\r\n4\r\nnked\r\n0\r\n\r\n".into(),
+        path => good("cache-control: max-age=60\r\n", path),
     });
     let pillion = Setup::users([upstream.address]).service(LAST_GOOD).access_log().start().await;
     let mut client = pillion.connect().await;
@@ -378,7 +399,7 @@ async fn it_is_renewed_by_each_good_response_and_given_for_a_503_too() {
     let works = Arc::new(AtomicBool::new(true));
     let (is_up, number) = (works.clone(), std::sync::atomic::AtomicU32::new(0));
     let upstream = Upstream::bind().await.answering(move |_| match is_up.load(Relaxed) {
-        true => good("", &format!("number {}", number.fetch_add(1, Relaxed))),
+        true => good("cache-control: max-age=60\r\n", &format!("number {}", number.fetch_add(1, Relaxed))),
         false => "HTTP/1.1 503 Down\r\ncontent-length: 4\r\n\r\ndown".into(),
     });
     let pillion = Setup::users([upstream.address]).service(LAST_GOOD).start().await;
@@ -401,7 +422,7 @@ async fn a_response_passes_unchanged_and_at_once_while_it_is_kept() {
     client.send(get("/")).await;
     let mut server = upstream.accept().await;
     server.request().await;
-    server.send("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nfirst").await;
+    server.send("HTTP/1.1 200 OK\r\ncache-control: public\r\ncontent-length: 10\r\n\r\nfirst").await;
     client.head().await;
     assert_eq!(client.take(5).await, b"first", "before the rest is there");
     server.send("while").await;
@@ -423,7 +444,7 @@ async fn a_response_that_was_cut_off_is_never_given() {
     let pillion = Setup::users([upstream.address]).service(LAST_GOOD).start().await;
     for (path, response) in [
         ("/short", "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhello"),
-        ("/chunked", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n"),
+        ("/chunked", "HTTP/1.1 200 OK\r\ncache-control: public\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n"),
         // Nobody can tell whether this is all.
         ("/close", "HTTP/1.1 200 OK\r\n\r\nhello"),
     ] {
@@ -455,7 +476,7 @@ async fn a_response_that_was_cut_off_is_never_given() {
 #[tokio::test]
 async fn the_bytes_that_are_kept_are_bounded() {
     const BODY: usize = 4000;
-    let upstream = Upstream::bind().await.answering(|_| good("", &"x".repeat(BODY)));
+    let upstream = Upstream::bind().await.answering(|_| good("cache-control: max-age=60\r\n", &"x".repeat(BODY)));
     let settings = "user-service: { fallback: { last_good: { max_bytes: 50000, max_body: 4000 } } }";
     let pillion = Setup::users([upstream.address]).service(settings).start().await;
     let mut client = pillion.connect().await;

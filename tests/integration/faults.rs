@@ -126,9 +126,11 @@ async fn a_deadline_that_ends_within_the_delay_is_held() {
     let settings = "user-service: { timeouts: { request: 1s }, faults: { delay: { percent: 100, duration: 1m } } }";
     let pillion = Setup::users([upstream.address]).service(settings).start().await;
     let mut client = pillion.connect().await;
-    for (header, least) in [("x-request-timeout: 300ms", 300 * MS), ("x-none: 1", 1000 * MS)] {
+    for (header, least, reason) in
+        [("x-request-timeout: 300ms", 300 * MS, "deadline_exceeded"), ("x-none: 1", 1000 * MS, "request_timeout")]
+    {
         let (status, error, took) = timed(&mut client, with(header)).await;
-        assert_eq!((status, error.as_deref()), (504, Some("request_timeout")));
+        assert_eq!((status, error.as_deref()), (504, Some(reason)));
         assert!((least..least + 5000 * MS).contains(&took), "{took:?}");
     }
     assert!(upstream.is_left_alone());

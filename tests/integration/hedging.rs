@@ -103,7 +103,7 @@ async fn both_fail_and_the_request_is_tried_elsewhere() {
                 peer.closed().await;
             });
         } else {
-            assert_eq!(request.get("x-pillion-attempt"), Some("2"), "the first retry");
+            assert_eq!(request.get("x-pillion-attempt"), Some("3"), "after the first two");
             peer.send(ok("third")).await;
         }
     }

@@ -202,7 +202,7 @@ async fn nobody_waits_longer_than_the_queue_timeout_or_its_own_deadline() {
     assert!((300 * MS..3000 * MS).contains(&took), "{took:?}");
     let start = Instant::now();
     client.send("GET / HTTP/1.1\r\nhost: user-service\r\nx-request-timeout: 50ms\r\n\r\n").await;
-    assert_eq!(client.response().await.error(), (504, Some("request_timeout")));
+    assert_eq!(client.response().await.error(), (504, Some("deadline_exceeded")));
     let took = start.elapsed();
     assert!((50 * MS..300 * MS).contains(&took), "{took:?}");
     assert!(upstream.is_left_alone());

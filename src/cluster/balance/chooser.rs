@@ -213,7 +213,12 @@ impl Chooser {
             (factor >= 1.0 || key.fraction(What::Discount) < factor) && !self.is_full(*index, key, view)
         };
         let mut order = (attempt..attempt + ORDER).map(|attempt| table.find(key.nth(attempt)));
-        order.find(will_do).unwrap_or_else(|| table.find(key.nth(attempt)))
+        // Those draws may miss the one that has room left.
+        let walk = || {
+            let (before, after) = table.in_order.split_at((key.hash % table.in_order.len() as u64) as usize);
+            after.iter().chain(before).copied().find(will_do)
+        };
+        order.find(will_do).or_else(walk).unwrap_or_else(|| table.find(key.nth(attempt)))
     }
 
     /// Whether it has as many requests in flight as it may: its share of all of them, times the bound. (V. Mirrokni et al.,

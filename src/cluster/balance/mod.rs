@@ -33,7 +33,8 @@ pub struct Selector {
     discount: Discount,
     /// Whether so few are available that all are used.
     panicking: AtomicBool,
-    /// An endpoint whose probe is due, in a part that gets no requests which could be one.
+    /// An endpoint whose probe is due. It gets the next request, whomever the policy would choose: to some policies it would
+    /// not be good enough for a long time.
     due: AtomicUsize,
 }
 
@@ -106,13 +107,15 @@ impl Selector {
         let available = self.each().filter(is_available).count();
         self.discount.recount(self.each().filter(is_available).map(|index| &endpoints[*index]), now);
         let few = (available as u64) * 100 < self.usable() as u64 * u64::from(threshold_percent);
-        let panicking = if self.is_split() { self.split(endpoints, few, now) } else { few };
+        let panicking = if self.is_split() { self.split(endpoints, few) } else { few };
         self.panicking.store(panicking, Relaxed);
+        let is_due = |index: &&usize| endpoints[**index].live.health.is_probe_due(now);
+        self.due.store(self.each().find(is_due).copied().unwrap_or(NONE), Relaxed);
         available
     }
 
     /// Decides how much each part gets. Returns whether to panic, where `few` are available.
-    fn split(&self, endpoints: &[Arc<Endpoint>], few: bool, now: Instant) -> bool {
+    fn split(&self, endpoints: &[Arc<Endpoint>], few: bool) -> bool {
         let capacity = |part: &Part| {
             let weight = |index: &usize| f64::from(endpoints[*index].instance.weight);
             let is_available = |index: &&usize| endpoints[**index].live.health.is_available();
@@ -127,23 +130,18 @@ impl Selector {
         let capacities: Vec<Capacity> = self.parts.iter().map(capacity).collect();
         let covered: f64 = split::by_priority(&capacities).iter().sum();
         let has_groups = capacities.last().is_some_and(|part| part.priority > 0);
-        let panicking = few && !(has_groups && covered >= 1.0);
-        let mut sum = 0.0;
-        let (mut due, mut last) = (NONE, 0);
+        let panicking = few && !(has_groups && covered > 1.0 - 1e-9);
+        let (mut sum, mut last) = (0.0, 0);
         let shares = split::shares(&capacities, panicking);
         for (number, (part, share)) in self.parts.iter().zip(shares).enumerate() {
             sum += share;
             part.up_to.store((sum * f64::from(u32::MAX)) as u32, Relaxed);
             if share > 0.0 {
                 last = number;
-            } else {
-                let is_due = |index: &&usize| endpoints[**index].live.health.is_probe_due(now);
-                due = due.min(part.chooser.usable().iter().find(is_due).copied().unwrap_or(NONE));
             }
         }
         // Rounding must not leave a number for a part that is to get nothing.
         self.parts[last..].iter().for_each(|part| part.up_to.store(u32::MAX, Relaxed));
-        self.due.store(due, Relaxed);
         panicking
     }
 
@@ -205,10 +203,17 @@ impl Selector {
         let (panicking, endpoints) = (self.is_panicking(), view.endpoints);
         // A retry is made to succeed, not to find something out.
         if tried.is_empty() && !panicking {
-            let due = self.due.swap(NONE, Relaxed);
-            let mut probes = [due, first].into_iter().filter(|index| *index != NONE);
-            if let Some(index) = probes.find(|index| endpoints[*index].live.health.take_probe(view.now, only_once)) {
-                return Some((index, Choice::Probe));
+            let due = self.due.load(Relaxed);
+            for index in [due, first].into_iter().filter(|index| *index != NONE) {
+                let health = &endpoints[index].live.health;
+                let taken = health.take_probe(view.now, only_once);
+                // One that waits for a request that can be repeated stays due.
+                if index == due && !health.is_probe_due(view.now) {
+                    self.due.store(NONE, Relaxed);
+                }
+                if taken {
+                    return Some((index, Choice::Probe));
+                }
             }
         }
         let untried = |index: usize| {

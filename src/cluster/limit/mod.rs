@@ -60,6 +60,13 @@ struct RateLimit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueueFull;
 
+/// More requests per second than may be: of one caller, or of all. There is room for one after this time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TooFast {
+    Caller(Duration),
+    All(Duration),
+}
+
 impl Limits {
     pub fn new(metrics: Arc<ServiceMetrics>, config: &config::Limits) -> Self {
         let limits = Self {
@@ -167,13 +174,13 @@ impl Limits {
 
     /// Takes a request from the rates, or tells when there is room for one. A caller that is refused takes nothing from the
     /// others.
-    pub fn take_rate(&self, headers: &HeaderMap, now: Instant) -> Result<(), Duration> {
+    pub fn take_rate(&self, headers: &HeaderMap, now: Instant) -> Result<(), TooFast> {
         let in_force = self.in_force.load();
         let Some(rate) = &in_force.rate else { return Ok(()) };
         if let Some(callers) = &rate.callers {
-            callers.take(headers, now)?;
+            callers.take(headers, now).map_err(TooFast::Caller)?;
         }
-        rate.all.as_ref().map_or(Ok(()), |(rate, bucket)| bucket.take(*rate, now))
+        rate.all.as_ref().map_or(Ok(()), |(rate, bucket)| bucket.take(*rate, now).map_err(TooFast::All))
     }
 
     /// Whether [`Self::observe`] is of use.

@@ -236,6 +236,21 @@ fn ranges() {
                 "2:85: services.a.hedge.percentile: found `100`; expected a number from 50 to 99",
             ],
         ),
+        (
+            "services: { a: { timeouts: { request: 1s }, retry: { per_try_timeout: 2s }, hedge: { after: 3s } } }",
+            &[
+                "2:71: services.a.retry.per_try_timeout: found `2s`; expected at most `1s`, which is `timeouts.request`",
+                "2:93: services.a.hedge.after: found `3s`; expected at most `1s`, which is `timeouts.request`",
+            ],
+        ),
+        (
+            "services: { a: { outlier: { deviations: .nan }, balance: { zone: { aware: true }, slow_start: { aggression: 2 } } } }",
+            &[
+                "2:41: services.a.outlier.deviations: found `NaN`; expected a number from 0.1 to 10",
+                "2:75: services.a.balance.zone.aware: it goes with `node.zone`, which is missing",
+                "2:83: services.a.balance.slow_start: `window` is missing, without which there is no slow start",
+            ],
+        ),
         ("discovery: { idle: 1000000d }", &["2:20: discovery.idle: found `1000000d`; expected at most a year"]),
         (
             "listeners: [{ name: a, listen: 127.0.0.1:1, limits: { head_bytes: 100, h2_streams: 0 } }]",

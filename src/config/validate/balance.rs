@@ -1,7 +1,7 @@
 //! What `balance` may have in it.
 
 use super::{Check, Spot, shorten};
-use crate::config::Balance;
+use crate::config::{Balance, SlowStart};
 
 impl<'t> Check<'_, 't> {
     pub(super) fn balance(&mut self, spot: &Spot<'t>, balance: &Balance) {
@@ -12,14 +12,24 @@ impl<'t> Check<'_, 't> {
         }
         self.range(&at.key("aggression"), slow_start.aggression.0, 0.1, 10.0);
         self.range(&at.key("min_weight_percent"), slow_start.min_weight_percent, 1, 100);
+        if slow_start.window.is_none() && *slow_start != SlowStart::default() {
+            self.fail(&at, "`window` is missing, without which there is no slow start");
+        }
         let at = spot.key("penalty");
         self.at_most(&at.key("base"), balance.penalty.base);
-        self.at_most(&at.key("max"), balance.penalty.max);
+        self.at_least(&at.key("max"), balance.penalty.max, balance.penalty.base);
         self.hash(spot, balance);
+        let aware = spot.key("zone").key("aware");
+        if balance.zone.aware && !self.has_zone {
+            self.fail(&aware, "it goes with `node.zone`, which is missing");
+        }
         self.range(&spot.key("zone").key("min_endpoints"), balance.zone.min_endpoints, 2, 10_000);
         let (at, priority) = (spot.key("priority"), &balance.priority);
         let order = at.key("order");
         self.none_empty(&order, &priority.order);
+        if priority.label.as_deref() == Some("") {
+            self.fail(&at.key("label"), "found an empty text; expected a label's name");
+        }
         if priority.label.is_some() && priority.order.is_empty() && !order.dead {
             self.fail(&at.key("label"), "`label` goes with `order`, which is missing");
         }

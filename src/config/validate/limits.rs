@@ -16,11 +16,7 @@ impl<'t> Check<'_, 't> {
         for (key, limit) in [("requests", requests), ("connections", connections), ("pending", pending)] {
             self.range(&spot.key(key), limit, 1, MOST);
         }
-        if queue_timeout > request {
-            let (found, most) = (human::format(queue_timeout), human::format(request));
-            let message = format!("found `{found}`; expected at most `{most}`, which is `timeouts.request`");
-            self.fail(&spot.key("queue_timeout"), message);
-        }
+        self.within_request(&spot.key("queue_timeout"), Some(queue_timeout), request);
         if let Some(adaptive) = &limits.adaptive {
             self.adaptive(&spot.key("adaptive"), adaptive);
         }

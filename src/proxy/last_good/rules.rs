@@ -78,6 +78,11 @@ pub fn may_be_kept(request: &request::Parts, response: &Response<Body>) -> Optio
     if is_personal(&request.headers) && !shared {
         return None;
     }
+    // Stricter than section 3: behind a gateway, who asks often stands in a header of its own, which neither this nor the
+    // server's author may have thought of. So it has to be said that the response may be kept.
+    if !shared && said.max_age.is_none() {
+        return None;
+    }
     let age =
         headers.get(AGE).and_then(|age| age.to_str().ok()?.parse().ok()).map_or(Duration::ZERO, Duration::from_secs);
     // These forbid to give it once it is stale, whatever may have happened to its server (section 4.2.4).

@@ -19,8 +19,11 @@ fn request(method: &str, path: &str, fields: Fields<'_>) -> request::Parts {
     fields.iter().fold(builder, |b, (name, value)| b.header(*name, *value)).body(()).unwrap().into_parts().0
 }
 
+/// One that says nothing of caches says at least that it may be kept.
 fn response(status: u16, fields: Fields<'_>, body: Body) -> Response<Body> {
+    let says = fields.iter().any(|(name, _)| *name == "cache-control");
     let builder = Response::builder().status(status);
+    let builder = if says { builder } else { builder.header("cache-control", "max-age=60") };
     fields.iter().fold(builder, |b, (name, value)| b.header(*name, *value)).body(body).unwrap()
 }
 
@@ -66,6 +69,10 @@ async fn what_a_shared_cache_may_store_is_kept() {
     let cases: &[(Fields<'_>, Fields<'_>, bool)] = &[
         (&[], &[], true),
         (&[], &control("max-age=0"), true),
+        (&[], &control("public"), true),
+        // Who asked may stand in a header that nobody here knows.
+        (&[], &control(""), false),
+        (&[("x-user-id", "ann")], &control("stale-if-error=60"), false),
         (&[], &control("private"), false),
         (&[], &control("max-age=60, Private=\"set-cookie\""), false),
         (&[], &control("no-store"), false),
@@ -112,8 +119,13 @@ async fn it_is_given_with_its_age_until_it_is_too_old() {
     kept.pass(&page, response(200, &fields, Body::Full("body".into()))).await;
     tokio::time::advance(Duration::from_secs(100)).await;
     let found = kept.find(&page).unwrap();
-    let expected =
-        [("age", "107"), ("content-length", "4"), ("etag", "\"1\""), ("warning", "110 - \"Response is Stale\"")];
+    let expected = [
+        ("age", "107"),
+        ("cache-control", "max-age=60"),
+        ("content-length", "4"),
+        ("etag", "\"1\""),
+        ("warning", "110 - \"Response is Stale\""),
+    ];
     let mut fields: Vec<_> =
         found.headers().iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
     fields.sort_unstable();
@@ -133,6 +145,16 @@ async fn it_is_given_with_its_age_until_it_is_too_old() {
     assert!(kept.find(&page).is_some());
     tokio::time::advance(Duration::from_secs(1)).await;
     assert!(kept.find(&page).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_age_beyond_all_numbers_is_old() {
+    let kept = Kept::new();
+    let page = request("GET", "/", &[]);
+    let age = u64::MAX.to_string();
+    kept.pass(&page, response(200, &[("age", &age)], Body::Full("body".into()))).await;
+    tokio::time::advance(Duration::from_secs(2)).await;
+    assert_eq!(kept.find(&page).unwrap().headers()["age"], age.as_str());
 }
 
 #[tokio::test(start_paused = true)]

@@ -27,7 +27,7 @@ families! {
     RetriesActive GAUGE "pillion_retries_active" "Further tries that the retry budget allowed and that have not ended, their back-off included."
     Hedges COUNTER "pillion_hedges_total" "Requests that were sent to a second endpoint while the first took long."
     HedgesWon COUNTER "pillion_hedges_won_total" "Those of them that the second endpoint answered."
-    Fallbacks COUNTER "pillion_fallbacks_total" "Requests whose caller got something else than an error, by kind."
+    Fallbacks COUNTER "pillion_fallbacks_total" "Requests that were answered by a fallback, or were to be, by kind."
     Faults COUNTER "pillion_faults_total" "Faults put into requests on purpose, by kind."
     Connections GAUGE "pillion_connections" "Open connections from clients."
     // Not `pillion_connections_total`: in OpenMetrics that is the gauge's own name.

@@ -59,7 +59,7 @@ fn all_sidecars_agree_whatever_the_order_and_the_ids() {
 #[test]
 fn the_outcome_never_changes_between_versions() {
     let endpoints = endpoints(&[100, 200, 100]);
-    for (policy, expected) in HASHING.into_iter().zip([[2, 1, 1, 1, 2, 1, 1, 2], [1, 1, 1, 1, 0, 2, 1, 2]]) {
+    for (policy, expected) in HASHING.into_iter().zip([[0, 1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 2, 1, 2]]) {
         let selector = selector(policy, &endpoints);
         let found: Vec<_> =
             keys(8).map(|key| selector.pick(&endpoints, by(key_of(key)), &[], Instant::now()).unwrap().0).collect();
@@ -97,18 +97,20 @@ fn without_a_key_it_is_random_by_weight() {
 #[test]
 fn a_hot_key_spills_over_once_its_endpoint_has_more_than_its_part() {
     for (policy, factor, most) in [(Policy::Maglev, 125, 25), (Policy::RingHash, 200, 40), (Policy::Maglev, 0, 200)] {
+        // Whichever key it is.
+        let hash = fastrand::u64(..);
         let endpoints = endpoints(&[100; 10]);
         let balance =
             Balance { policy, hash: Hash { balance_factor: factor, ..Hash::default() }, ..Balance::default() };
         let selector = Selector::new(&balance, None, &endpoints, |_| true);
         let mut held = Vec::new();
         for number in 1..=200 {
-            let key = Some(Key::new(7, number));
+            let key = Some(Key::new(hash, number));
             let (index, choice) = selector.pick(&endpoints, by(key), &[], Instant::now()).unwrap();
             held.push(InFlight::start(endpoints[index].clone(), choice));
         }
         let busiest = endpoints.iter().map(|endpoint| endpoint.live.in_flight()).max().unwrap();
-        assert!(busiest <= most && busiest >= most * 9 / 10, "{policy:?}, {factor}: {busiest}");
+        assert!(busiest <= most && busiest >= most * 9 / 10, "{policy:?}, {factor}, key {hash}: {busiest}");
     }
 }
 
@@ -141,7 +143,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
-    fn when_one_leaves_hardly_more_than_its_own_keys_move(count in 3usize..60, gone in 0usize..60, seed in 0usize..1000) {
+    fn when_one_leaves_hardly_more_than_its_own_keys_move(count in 3usize..100, gone in 0usize..100, seed in 0usize..1000) {
         let before: Vec<_> = (0..count).map(|number| endpoint(seed * 60 + number, |_| ())).collect();
         let mut after = before.clone();
         let gone = after.remove(gone % count).instance.address.to_string();

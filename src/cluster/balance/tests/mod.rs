@@ -290,3 +290,25 @@ async fn a_request_that_can_be_made_only_once_is_a_probe_only_if_no_other_comes(
     tokio::time::advance(Duration::from_millis(1001)).await;
     assert_eq!(probes(true), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_does_not_wait_until_the_policy_likes_the_endpoint_again() {
+    let endpoints = endpoints(&[1, 1, 1]);
+    for policy in POLICIES {
+        let selector = selector(policy, &endpoints);
+        endpoints.iter().for_each(|endpoint| endpoint.live.observe(Duration::from_millis(3), Instant::now()));
+        endpoints[0].live.observe(Duration::from_secs(15), Instant::now());
+        eject(&endpoints[0], Duration::from_secs(1));
+        selector.recount(&endpoints, 50, Instant::now());
+        tokio::time::advance(Duration::from_secs(2)).await;
+        // As each second's review does.
+        selector.recount(&endpoints, 50, Instant::now());
+        let pick = |only_once| {
+            let ask = Ask { only_once, ..ask() };
+            selector.pick(&endpoints, ask, &[], Instant::now()).unwrap()
+        };
+        assert_ne!(pick(true).1, Choice::Probe, "{policy:?}");
+        assert_eq!(pick(false), (0, Choice::Probe), "{policy:?}: still due");
+        endpoints[0].live.health.admit(Instant::now());
+    }
+}
