@@ -1,5 +1,6 @@
 //! The counters that workers share, under every order in which threads can come to them: `loom` runs each model again and
-//! again until it has tried them all. What is checked is the very source of the library, with loom's atomics.
+//! again until it has tried them all. What is checked is the library's own source of the budget and the bucket, with loom's
+//! atomics; the gauge that the budget counts in is a stand-in of the same three operations.
 
 use loom::thread;
 use std::{sync::Arc, time::Duration};

@@ -8,7 +8,7 @@ use crate::{
         health::{Cause, Standing},
         table,
     },
-    config::{self, Fallback, FaultInjection, Policy, Timeouts},
+    config::{self, Balance, Breaker, Fallback, FaultInjection, HealthCheck, Hedge, Outlier, Policy, Retry, Timeouts},
     discovery::SourceStatus,
     error::Reason,
     registry::{Instance, Protocol},
@@ -93,6 +93,8 @@ pub struct Detail {
     pub state: State,
     pub settings: Settings,
     pub limits: Limits,
+    #[serde(default)]
+    pub retries: Retries,
     pub sources: Vec<Source>,
     pub in_flight: i64,
     /// Whether so few endpoints are available that all are used.
@@ -112,12 +114,34 @@ pub struct Settings {
     pub tls: bool,
     pub registered_as: Option<String>,
     pub timeouts: Timeouts,
+    pub balance: Balance,
+    pub retry: Retry,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hedge: Option<Hedge>,
+    pub breaker: Breaker,
+    pub outlier: Outlier,
+    pub panic_threshold: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
     /// What callers get instead of an error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback: Option<String>,
     /// Faults that are put in for testing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub faults: Option<FaultInjection>,
+}
+
+/// Further tries of a service's requests.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Retries {
+    /// Those that wait or run now.
+    pub active: i64,
+    pub made: u64,
+    /// Those that the budget did not allow.
+    pub denied: u64,
+    /// Requests that went to a second endpoint while the first took long, and those of them that the second one answered.
+    pub hedges: u64,
+    pub hedges_won: u64,
 }
 
 /// A service's limits, and what is taken of them now.
@@ -157,6 +181,9 @@ pub struct EndpointDetail {
     pub failures: u64,
     /// The estimate that the balancer works with. It decays while nothing is sent.
     pub latency_ms: Option<f64>,
+    /// For so long it gets less than its share, because it asked for that (429, `Retry-After`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub penalty_seconds: Option<f64>,
 }
 
 /// Whether an endpoint takes requests, and why.
@@ -294,6 +321,13 @@ impl Detail {
                 tls: service.tls.is_some(),
                 registered_as: service.registered_as.clone(),
                 timeouts: service.timeouts.clone(),
+                balance: service.balance.clone(),
+                retry: service.retry.clone(),
+                hedge: service.hedge.clone(),
+                breaker: service.breaker.clone(),
+                outlier: service.outlier.clone(),
+                panic_threshold: service.panic_threshold,
+                health_check: service.health_check.clone(),
                 fallback: service.fallback.as_ref().map(fallback),
                 faults: service.faults.clone(),
             },
@@ -303,11 +337,24 @@ impl Detail {
                 waiting: cluster.metrics.waiting.get(),
                 connections: cluster.limits.connections(),
             },
+            retries: Retries::new(&cluster.metrics),
             sources: sources.into_iter().map(Source::from).collect(),
             in_flight: cluster.metrics.in_flight.get(),
             panicking: cluster.metrics.panicking.get() != 0,
             errors: errors(&cluster.metrics),
             endpoints: snapshot.endpoints.iter().map(|endpoint| EndpointDetail::new(endpoint, now)).collect(),
+        }
+    }
+}
+
+impl Retries {
+    fn new(metrics: &ServiceMetrics) -> Self {
+        Self {
+            active: metrics.retries_active.get(),
+            made: Reason::ALL.into_iter().map(|reason| metrics.retries.get(reason as usize)).sum(),
+            denied: metrics.retries_denied.get(),
+            hedges: metrics.hedges.get(),
+            hedges_won: metrics.hedges_won.get(),
         }
     }
 }
@@ -330,6 +377,7 @@ impl EndpointDetail {
             requests: live.requests(),
             failures: live.failures(),
             latency_ms: live.latency(now).map(|latency| thousandths(latency.as_secs_f64() * 1000.0)),
+            penalty_seconds: live.penalty_left(now).map(|left| thousandths(left.as_secs_f64())),
         }
     }
 

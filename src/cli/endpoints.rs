@@ -5,7 +5,7 @@ use super::{
     services::{some, source, state},
 };
 use crate::{
-    admin::view::{CheckState, Condition, Detail, EndpointDetail, Health, Refused, State},
+    admin::view::{CheckState, Condition, Detail, EndpointDetail, Health, Refused, Retries, State},
     config::{self, FaultInjection, human},
     error::Reason,
     registry::Protocol,
@@ -81,6 +81,13 @@ fn show(detail: &Detail) -> String {
     }
     if detail.panicking {
         out.push_str("  panic: too few endpoints are available, so all are used\n");
+    }
+    let Retries { active, made, denied, hedges, hedges_won } = &detail.retries;
+    if made + denied + hedges > 0 {
+        let _ = writeln!(
+            out,
+            "  retries: {made} made, {active} now, {denied} denied by the budget; hedges: {hedges}, {hedges_won} won"
+        );
     }
     for (reason, count) in &detail.errors {
         let _ = writeln!(out, "  answered or cut off by pillion: {count} × {}", printable(reason));
@@ -197,7 +204,7 @@ fn place(address: &str) -> (bool, Option<(IpAddr, u16)>, String) {
     (ip.is_none(), ip, address.to_owned())
 }
 
-fn condition(EndpointDetail { health, checks, gone, .. }: &EndpointDetail) -> String {
+fn condition(EndpointDetail { health, checks, gone, penalty_seconds, .. }: &EndpointDetail) -> String {
     let Health { state, cause, probe_in_seconds, .. } = health;
     let failure = checks.as_ref().and_then(|checks| checks.failure.as_deref()).map_or("checks".into(), short);
     let suspect = checks.as_ref().is_some_and(|checks| checks.state == CheckState::Suspect);
@@ -205,7 +212,10 @@ fn condition(EndpointDetail { health, checks, gone, .. }: &EndpointDetail) -> St
     match (state, probe_in_seconds) {
         (Condition::Available, _) if *gone => "available, gone from its registry".into(),
         (Condition::Available, _) if suspect => format!("available, suspect ({failure})"),
-        (Condition::Available, _) => "available".into(),
+        (Condition::Available, _) => match penalty_seconds {
+            Some(left) => format!("available, asked for a pause of {left:.1}s"),
+            None => "available".into(),
+        },
         (Condition::Failing, _) => format!("failing ({cause}), no more may be ejected"),
         (Condition::Ejected, Some(left)) if *left > 0.0 => format!("ejected ({cause}), probe in {left:.1}s"),
         (Condition::Ejected, _) => format!("ejected ({cause}), probe is due"),
@@ -323,6 +333,7 @@ mod tests {
             requests: 0,
             failures: 0,
             latency_ms: None,
+            penalty_seconds: None,
         }
     }
 
@@ -336,9 +347,17 @@ mod tests {
                 tls: true,
                 registered_as: Some("users-v2".into()),
                 timeouts: Timeouts::default(),
+                balance: config::Balance::default(),
+                retry: config::Retry::default(),
+                hedge: None,
+                breaker: config::Breaker::default(),
+                outlier: config::Outlier::default(),
+                panic_threshold: 50,
+                health_check: None,
                 fallback: None,
                 faults: None,
             },
+            retries: Retries::default(),
             limits: Limits { settings: config::Limits::default(), requests: 1024, waiting: 0, connections: 0 },
             sources,
             in_flight: 0,

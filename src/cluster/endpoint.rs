@@ -149,6 +149,12 @@ impl Live {
         self.penalised.fetch_max(until, Relaxed).max(until)
     }
 
+    /// For how long it still gets less than its share.
+    pub fn penalty_left(&self, now: Instant) -> Option<Duration> {
+        let left = self.penalised_until().checked_sub(nanos(now)).filter(|left| *left > 0);
+        left.map(Duration::from_nanos)
+    }
+
     /// The nanosecond until which it gets less than its share; 0 if it never asked for that.
     pub fn penalised_until(&self) -> u64 {
         self.penalised.load(Relaxed)

@@ -83,22 +83,12 @@ async fn carry(
     record.routed(cluster.clone());
     let found = headers::Found::new(request.headers());
     let deadline = headers::deadline(request.headers(), &found, record.started())?;
-    let Ready { snapshot, begun, delayed } = match enter(&cluster, request, &found, deadline, down, record).await {
+    let Ready { snapshot, start } = match enter(&cluster, request, &found, deadline, down, record).await {
         Ok(ready) => ready,
         Err(outcome) => return *outcome,
     };
-    let (parts, body) = prepare(request, &found, down.origin, record);
-    let mut journey = Journey {
-        to: Destination { cluster: &cluster, snapshot: &snapshot, proxy: down.proxy, is_grpc, ask: Ask::default() },
-        interim: down.interim,
-        body: Some(body),
-        parts,
-        waiting: Waiting::new(&mut *down.timer, &snapshot.settings.service, begun, deadline),
-    };
-    journey.find_ask(down.origin.peer.ip());
-    if delayed {
-        journey.waiting.delayed();
-    }
+    let request = prepare(request, &found, down.origin, record);
+    let mut journey = set_out(&cluster, &snapshot, start, request, is_grpc, deadline, down);
     let outcome = match &snapshot.settings.service.faults {
         None => journey.try_endpoints(record).await,
         Some(faults) => Box::pin(journey.try_with_faults(faults, record)).await,
@@ -136,22 +126,36 @@ pub async fn carry_to(
     let cluster = cluster_of(service, down.proxy).await?;
     cluster.mark_used();
     record.handed_to(cluster.clone());
-    let Ready { snapshot, begun, delayed } =
+    let Ready { snapshot, start } =
         admit(&cluster, &parts.headers, Instant::now(), deadline, down.proxy, record).await?;
-    let mut journey = Journey {
-        to: Destination { cluster: &cluster, snapshot: &snapshot, proxy: down.proxy, is_grpc, ask: Ask::default() },
-        interim: down.interim,
-        body: Some(body),
-        parts,
-        waiting: Waiting::new(&mut *down.timer, &snapshot.settings.service, begun, deadline),
-    };
-    journey.find_ask(down.origin.peer.ip());
-    if delayed {
-        journey.waiting.delayed();
-    }
+    let mut journey = set_out(&cluster, &snapshot, start, (parts, body), is_grpc, deadline, down);
     let outcome = journey.try_endpoints(record).await;
     header_maps::give(journey.parts.headers);
     outcome
+}
+
+/// A request that has its place, on its way to one of the service's endpoints.
+fn set_out<'j>(
+    cluster: &'j Cluster,
+    snapshot: &'j Snapshot,
+    start: Start,
+    (parts, body): (request::Parts, Body),
+    is_grpc: bool,
+    deadline: Option<Instant>,
+    down: &'j mut Downstream<'_>,
+) -> Journey<'j> {
+    let mut journey = Journey {
+        to: Destination { cluster, snapshot, proxy: down.proxy, is_grpc, ask: Ask::default() },
+        interim: down.interim,
+        body: Some(body),
+        parts,
+        waiting: Waiting::new(&mut *down.timer, &snapshot.settings.service, start.begun, deadline),
+    };
+    journey.find_ask(down.origin.peer.ip());
+    if start.delayed {
+        journey.waiting.delayed();
+    }
+    journey
 }
 
 /// Takes the request out of where it is, with the headers that the next hop gets.
@@ -209,6 +213,12 @@ async fn enter(
 /// What a request needs of its service to be sent.
 struct Ready {
     snapshot: Arc<Snapshot>,
+    start: Start,
+}
+
+/// When a request could be sent.
+#[derive(Clone, Copy)]
+struct Start {
     /// Since when the request's own time counts.
     begun: Instant,
     /// Whether it had to wait for its place.
@@ -226,7 +236,7 @@ async fn admit(
 ) -> Result<Ready, ProxyError> {
     let delayed = admission::admit(cluster, headers, started, deadline, record).await?;
     let (snapshot, begun) = ready_snapshot(cluster, started, proxy.discovery.first_answer(), deadline).await?;
-    Ok(Ready { snapshot, begun, delayed })
+    Ok(Ready { snapshot, start: Start { begun, delayed } })
 }
 
 /// The service's endpoints; on the first request for it, once its registry has answered. And since when the request's own
