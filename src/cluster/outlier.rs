@@ -13,7 +13,7 @@ use tokio::time::Instant;
 pub const PERIOD: Duration = Duration::from_secs(1);
 /// Over how many periods success rates are taken.
 const PERIODS: usize = 10;
-/// An endpoint that has failed twice and had no success for so many periods, while the others did well, is taken out. One
+/// An endpoint that failed or was silent twice and had no success for so many periods, while the others did well, is out. One
 /// that hangs would else hardly be: its latency keeps requests away, so that five failures in a row take minutes.
 const NO_SUCCESS: usize = 2;
 /// What doing well is.
@@ -132,7 +132,8 @@ impl Detector {
             };
             changes.push(Change { endpoint: endpoint.clone(), what });
         }
-        for endpoint in each.iter().filter(|endpoint| !kept.contains(&endpoint.live.key)) {
+        kept.sort_unstable();
+        for endpoint in each.iter().filter(|endpoint| kept.binary_search(&endpoint.live.key).is_err()) {
             let health = &endpoint.live.health;
             if health.keep(None) && health.is_available() {
                 changes.push(Change { endpoint: Arc::clone(endpoint), what: What::Recovered });

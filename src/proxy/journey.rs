@@ -176,7 +176,7 @@ impl Journey<'_> {
         }
         let backoff = Backoff::nth_wait(retry.backoff.base, retry.backoff.max, retries);
         // The upstream's wish is obeyed where there is time for it. Where there is not, it holds for its own endpoint alone,
-        // which is spared for so long; another one did not say it. A gRPC server says it of the whole service.
+        // which is spared for a while; another one did not say it. A gRPC server says it of the whole service.
         let asked = failed.after.filter(|after| self.to.is_grpc || self.waiting.allows(*after));
         let wait = asked.unwrap_or(backoff);
         if !self.waiting.allows(wait) {

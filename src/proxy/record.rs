@@ -259,8 +259,8 @@ impl Record {
         }
     }
 
-    /// Its tries are now on endpoints of another service than the one that it is for.
-    /// It gives its place there back, and needs one here.
+    /// Its tries are now on endpoints of another service than the one that it is for. It gives its place there back, and
+    /// needs one here.
     pub fn handed_to(&mut self, cluster: Arc<Cluster>) {
         self.leave();
         self.rare().carrier = Some(cluster);

@@ -2,11 +2,10 @@
 
 use crate::{
     http2_peer::{self, H2Upstream},
-    peer::{Answering, Peer, Upstream, get},
+    peer::{Answering, Peer, Upstream, get, timed},
     pillion::{Pillion, Setup},
 };
 use std::time::Duration;
-use tokio::time::Instant;
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -16,14 +15,6 @@ async fn injected(pillion: &Pillion, kind: &str) -> f64 {
 
 fn with(header: &str) -> String {
     format!("GET / HTTP/1.1\r\nhost: user-service\r\n{header}\r\n\r\n")
-}
-
-/// The answer's status and pillion's reason, and how long it took.
-async fn timed(client: &mut Peer, request: String) -> (u16, Option<String>, Duration) {
-    let start = Instant::now();
-    client.send(request).await;
-    let response = client.response().await;
-    (response.status(), response.get("x-pillion-error").map(str::to_owned), start.elapsed())
 }
 
 #[tokio::test]

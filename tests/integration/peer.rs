@@ -6,7 +6,7 @@ use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     sync::mpsc,
     task::JoinHandle,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 /// Far more than anything should take; only a failing test waits so long.
@@ -344,4 +344,12 @@ pub fn get(path: &str) -> String {
 
 pub fn post(path: &str, body: &str) -> String {
     format!("POST {path} HTTP/1.1\r\nhost: user-service\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+}
+
+/// The status of the answer to `request`, pillion's reason, and how long it took.
+pub async fn timed(client: &mut Peer, request: String) -> (u16, Option<String>, Duration) {
+    let start = Instant::now();
+    client.send(request).await;
+    let response = client.response().await;
+    (response.status(), response.get("x-pillion-error").map(str::to_owned), start.elapsed())
 }

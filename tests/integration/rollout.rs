@@ -134,13 +134,18 @@ async fn finish(
     pillion.until_idle(idle).await;
 }
 
+async fn start_all(tell: &mpsc::UnboundedSender<String>) -> Vec<Instance> {
+    let mut instances = Vec::new();
+    for _ in 0..INSTANCES {
+        instances.push(Instance::start(tell).await);
+    }
+    instances
+}
+
 /// Each instance ends and comes back at its own address, twice; the registry says nothing of it.
 async fn in_place(ending: Ending, protocol: &str) {
     let (tell, executed) = mpsc::unbounded_channel();
-    let mut instances = Vec::new();
-    for _ in 0..INSTANCES {
-        instances.push(Instance::start(&tell).await);
-    }
+    let mut instances = start_all(&tell).await;
     let pillion = Setup::users(listed(&instances, protocol)).start().await;
     let idle = pillion.idle_tasks().await;
     let mut calls = Calls::start(pillion.egress());
@@ -159,10 +164,7 @@ async fn in_place(ending: Ending, protocol: &str) {
 /// Each instance is replaced by one at another address, and ends before the registry says that it is gone.
 async fn replaced(ending: Ending, protocol: &str) {
     let (tell, executed) = mpsc::unbounded_channel();
-    let mut instances = Vec::new();
-    for _ in 0..INSTANCES {
-        instances.push(Instance::start(&tell).await);
-    }
+    let mut instances = start_all(&tell).await;
     let pillion = Setup::users(listed(&instances, protocol)).start().await;
     let idle = pillion.idle_tasks().await;
     let mut calls = Calls::start(pillion.egress());

@@ -2,7 +2,7 @@
 
 use crate::{
     http2_peer::H2Upstream,
-    peer::{PATIENCE, Peer, Upstream, get, ok, post},
+    peer::{PATIENCE, Upstream, get, ok, post, timed},
     pillion::Setup,
 };
 use std::{net::SocketAddr, time::Duration};
@@ -34,14 +34,6 @@ impl BlackHole {
         }
         Self { address, held: (listener, waiting) }
     }
-}
-
-/// The answer to `request`, and how long it took.
-async fn timed(client: &mut Peer, request: String) -> (u16, Option<String>, Duration) {
-    let start = Instant::now();
-    client.send(request).await;
-    let response = client.response().await;
-    (response.status(), response.get("x-pillion-error").map(str::to_owned), start.elapsed())
 }
 
 #[tokio::test]

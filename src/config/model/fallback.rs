@@ -54,7 +54,8 @@ pub struct FixedResponse {
     pub content: Bytes,
 }
 
-/// The last good response to the same GET or HEAD, where HTTP lets a shared cache store it (RFC 9111). Kept per worker.
+/// The last good response to the same GET or HEAD, where HTTP lets a shared cache store it (RFC 9111)
+/// and it says itself that it may be kept (`public`, `max-age`, `s-maxage`). Kept per worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LastGood {
