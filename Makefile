@@ -1,6 +1,8 @@
 # make test    what a change must pass: the tests that need no server, then those against real servers and tools
 # make check   formatting, lints, dependencies
+# make static  the program without shared libraries, as deploy/docker/Dockerfile has it (needs rustup, and Debian's musl-tools)
 # make bench   pillion beside its peers (benches/peers/README.md)
+# make fuzz    each decoder of what comes from outside on made-up bytes, for FUZZ_SECONDS (fuzz/)
 #
 # Servers and tools are installed by tests/servers/install.sh into a cache outside this folder; `make clean-cache` empties it.
 
@@ -13,13 +15,28 @@ BENCH_CONFIG ?= benches/peers/pillion.yaml
 BENCH_OURS ?= $(CURDIR)/target/release/pillion run --config $(CURDIR)/$(BENCH_CONFIG)
 BENCH_ARGS ?=
 
-.PHONY: test check fmt clippy deny bench clean-cache
+# How long each part of the tests may take, in seconds.
+TEST_LIMIT ?= 3300
+# Tests without servers mostly wait; those with real ones share the processors with them.
+TEST_THREADS ?= $(shell echo $$((2 * $$(nproc))))
+REAL_THREADS ?= $(shell nproc)
+NOT_REAL := $(patsubst tests/integration/%.rs,--skip=%::,$(wildcard tests/integration/real_*.rs))
 
+MUSL := $(shell uname -m)-unknown-linux-musl
+
+FUZZ_SECONDS ?= 30
+FUZZ_TARGETS ?= $(sort $(basename $(notdir $(wildcard fuzz/targets/*.rs))))
+
+.PHONY: test check fmt clippy deny static bench fuzz clean-cache
+
+# With all features from the start, so that nothing is built twice.
 test:
 	$(INSTALL) test
-	cargo test --locked
+	cargo test --locked --all-features --no-run
 	cargo build --release --locked
-	PILLION_TEST_BIN="$$($(INSTALL) bin)" PILLION_RELEASE_BIN="$(CURDIR)/target/release/pillion" cargo test --locked --features real-servers --test integration real_
+	tests/limited.sh $(TEST_LIMIT) cargo test --locked --all-features -- --test-threads=$(TEST_THREADS) $(NOT_REAL)
+	PILLION_TEST_BIN="$$($(INSTALL) bin)" PILLION_RELEASE_BIN="$(CURDIR)/target/release/pillion" \
+	tests/limited.sh $(TEST_LIMIT) cargo test --locked --all-features --test integration real_ -- --test-threads=$(REAL_THREADS)
 
 check: fmt clippy deny
 
@@ -28,6 +45,7 @@ fmt:
 
 clippy:
 	cargo clippy --locked --all-targets --all-features -- -D warnings
+	cargo clippy --locked --all-targets -- -D warnings
 
 # The advisories need a database that comes from outside the package registries: where it cannot be reached, that is said,
 # and the rest is checked all the same.
@@ -41,10 +59,30 @@ deny:
 	  echo "NOT CHECKED: advisories and yanked crates (the RustSec advisory database cannot be reached from here)"; \
 	fi
 
+static:
+	rustup target add $(MUSL)
+	CC_$(subst -,_,$(MUSL))=musl-gcc cargo build --release --locked --target $(MUSL)
+	@program=$${CARGO_TARGET_DIR:-target}/$(MUSL)/release/pillion; \
+	if readelf --dynamic --program-headers "$$program" | grep -E 'NEEDED|INTERP'; then echo "$$program needs these" >&2; exit 1; fi; \
+	echo "$$program needs nothing but the kernel"
+
 bench:
 	$(INSTALL) bench
 	cargo build --release --locked
 	PATH="$$($(INSTALL) bin):$$PATH" python3 $(PEERBENCH) --ours '$(BENCH_OURS)' $(BENCH_ARGS)
+
+# Inputs that lead to something new are kept in fuzz/corpus, those that make a target fail in fuzz/artifacts. Without a
+# sanitizer: there is no unsafe code here for it to look at, and stable Rust has none.
+fuzz:
+	$(INSTALL) fuzz
+	cp Cargo.lock fuzz/Cargo.lock
+	@set -e; export PATH="$$($(INSTALL) bin):$$PATH"; \
+	cargo fuzz build --sanitizer none; \
+	for target in $(FUZZ_TARGETS); do \
+	  mkdir -p fuzz/corpus/$$target; \
+	  cargo fuzz run --sanitizer none $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
+	    -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=5 -rss_limit_mb=1024; \
+	done
 
 clean-cache:
 	rm -rf "$$(dirname "$$($(INSTALL) bin)")"

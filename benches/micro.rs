@@ -74,7 +74,7 @@ fn pick(bencher: Bencher<'_, '_>, Pick { policy, size }: &Pick) {
     bencher.bench_local(|| {
         number += 1;
         let key = policy.hashes().then_some(Key::new(number, 1));
-        black_box(snapshot.pick(false, Ask { key, only_once: false }, &[], now)).is_some()
+        black_box(snapshot.pick(false, Ask { key, ..Ask::default() }, &[], now)).is_some()
     });
 }
 
@@ -127,7 +127,7 @@ mod route_to_service {
 }
 
 /// One instance from one key's value, as each framework writes it.
-#[divan::bench(args = [Layout::Plain, Layout::Kratos, Layout::GoMicro, Layout::GoZero, Layout::Grpc])]
+#[divan::bench(args = [Layout::Plain, Layout::Kratos, Layout::GoMicro, Layout::GoZero, Layout::Grpc, Layout::Curator, Layout::Dubbo])]
 fn decode(bencher: Bencher<'_, '_>, layout: Layout) {
     let (suffix, value) = match layout {
         Layout::Plain => ("a", r#"{"address":"10.0.0.7:8080","weight":50,"labels":{"version":"canary"}}"#),
@@ -141,6 +141,13 @@ fn decode(bencher: Bencher<'_, '_>, layout: Layout) {
         ),
         Layout::GoZero => ("7587870137262312214", "10.0.0.7:8080"),
         Layout::Grpc => ("10.0.0.7:8080", r#"{"Op":0,"Addr":"10.0.0.7:8080","Metadata":{"weight":7}}"#),
+        Layout::Curator => (
+            "7d9e",
+            r#"{"name":"users","id":"7d9e","address":"10.0.0.7","port":8000,"sslPort":null,"payload":{"@class":"org.springframework.cloud.zookeeper.discovery.ZookeeperInstance","id":"application-1","name":"users","metadata":{"instance_status":"UP"}},"registrationTimeUTC":1795287803606,"serviceType":"DYNAMIC","uriSpec":null}"#,
+        ),
+        Layout::Dubbo => {
+            ("tri%3A%2F%2F10.0.0.7%3A50051%2Fusers%3Fapplication%3Ddemo%26version%3D1.0%26weight%3D10", "")
+        }
     };
     let keys = Keys::new(layout, None);
     assert!(!keys.decode("users", suffix, value.as_bytes()).unwrap().is_empty());
@@ -182,4 +189,63 @@ mod http1_head {
         assert!(head::parse_response(head.clone(), &Method::GET, false).unwrap().keep_alive);
         bencher.bench_local(|| head::parse_response(black_box(&head).clone(), &Method::GET, false));
     }
+}
+
+/// A service whose routes are `count` virtual hosts with three routes each.
+fn virtual_hosts(count: usize) -> route::Table {
+    let matching = |host: usize, path: &str| config::Route {
+        matches: config::RouteMatch {
+            host: vec![format!("host-{host}.example.com")],
+            path: Some(config::PathMatch { prefix: Some(path.into()), ..config::PathMatch::default() }),
+            ..config::RouteMatch::default()
+        },
+        ..config::Route::default()
+    };
+    let routes = (0..count).flat_map(|host| ["/a", "/b", "/c"].map(|path| matching(host, path))).collect();
+    route::Table::new("web", &Service { routes, ..Service::default() }).expect("it has routes")
+}
+
+/// The last route of the last host, among so many.
+#[divan::bench(args = [10, 100, 1000])]
+fn route_by_host(bencher: Bencher, hosts: usize) {
+    let table = virtual_hosts(hosts);
+    let host = format!("host-{}.example.com:8080", hosts - 1);
+    let request = Request::get("/c/items?x=1").header("host", host).body(()).unwrap();
+    bencher.bench_local(|| {
+        let asked = route::Asked::new(black_box(&request), None);
+        black_box(table.find(&asked)).is_some()
+    });
+}
+
+/// The last of so many routes that ask for nothing but a path, one after the other.
+#[divan::bench(args = [1, 10, 100])]
+fn route_by_path(bencher: Bencher, count: usize) {
+    let matching = |number: usize| config::Route {
+        matches: config::RouteMatch {
+            path: Some(config::PathMatch { prefix: Some(format!("/path-{number}")), ..config::PathMatch::default() }),
+            ..config::RouteMatch::default()
+        },
+        ..config::Route::default()
+    };
+    let routes = (0..count).map(matching).collect();
+    let table = route::Table::new("web", &Service { routes, ..Service::default() }).expect("it has routes");
+    let request = Request::get(format!("/path-{}/items", count - 1)).header("host", "web").body(()).unwrap();
+    bencher.bench_local(|| {
+        let asked = route::Asked::new(black_box(&request), None);
+        black_box(table.find(&asked)).is_some()
+    });
+}
+
+/// A user's place in a split between two versions.
+#[divan::bench]
+fn split_by_key(bencher: Bencher) {
+    let split = [("stable", 90), ("canary", 10)];
+    let target = |name: &str| config::Target { service: None, subset: Some(name.into()) };
+    let route = config::Route {
+        split: split.iter().map(|(name, weight)| (target(name), *weight)).collect(),
+        ..config::Route::default()
+    };
+    let split = route::Split::new("web", &route);
+    bencher
+        .bench_local(|| black_box(split.choose(black_box(b"8f14e45f-ceea-467f-a8b5-6d2d1b7f4c10"))).subset.is_some());
 }

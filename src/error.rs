@@ -33,7 +33,7 @@ pub enum Reason {
     AmbiguousRequest,
     HeadTooLarge,
     HeadTimeout,
-    /// `CONNECT`, or a transfer coding other than `chunked`.
+    /// `CONNECT` where the listener takes none, or a transfer coding other than `chunked`.
     Unsupported,
     /// The caller went away, or broke off its request's body.
     DownstreamClosed,
@@ -78,11 +78,19 @@ pub enum Reason {
     RateLimited,
     /// The config asks for faults (`faults.abort`), with a status of its own.
     FaultInjected,
+    /// The routes of one service after another hand the request on.
+    RouteLoop,
+    /// The connection's endpoint has left the service, and `tcp.when_gone` says to close it.
+    EndpointGone,
+    /// A listener with `transparent` got a connection that would come back to pillion.
+    Loop,
+    /// Where the tunnel is to go is no service, and the listener lets none go there.
+    DestinationRefused,
 }
 
 impl Reason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 31] = [
         Self::BadRequest,
         Self::AmbiguousRequest,
         Self::HeadTooLarge,
@@ -110,6 +118,10 @@ impl Reason {
         Self::ConnectionLimit,
         Self::RateLimited,
         Self::FaultInjected,
+        Self::RouteLoop,
+        Self::EndpointGone,
+        Self::Loop,
+        Self::DestinationRefused,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -141,6 +153,10 @@ impl Reason {
             Self::ConnectionLimit => "connection_limit",
             Self::RateLimited => "rate_limited",
             Self::FaultInjected => "fault_injected",
+            Self::RouteLoop => "route_loop",
+            Self::EndpointGone => "endpoint_gone",
+            Self::Loop => "loop",
+            Self::DestinationRefused => "destination_refused",
         }
     }
 
@@ -154,7 +170,8 @@ impl Reason {
             | Self::DownstreamClosed
             | Self::UnknownService
             | Self::DeadlineExceeded
-            | Self::RateLimited => Fault::Downstream,
+            | Self::RateLimited
+            | Self::DestinationRefused => Fault::Downstream,
             Self::NoEndpoints
             | Self::ConnectFailed
             | Self::ConnectTimeout
@@ -166,13 +183,16 @@ impl Reason {
             | Self::TryTimeout
             | Self::UpstreamUnavailable
             | Self::IdleTimeout
-            | Self::StreamTimeout => Fault::Upstream,
+            | Self::StreamTimeout
+            | Self::EndpointGone => Fault::Upstream,
             Self::DiscoveryTimeout
             | Self::TooManyServices
             | Self::ShuttingDown
             | Self::Overloaded
             | Self::ConnectionLimit
-            | Self::FaultInjected => Fault::Internal,
+            | Self::FaultInjected
+            | Self::RouteLoop
+            | Self::Loop => Fault::Internal,
         }
     }
 
@@ -213,6 +233,7 @@ impl Reason {
                 Err(_) => StatusCode::BAD_REQUEST,
             },
             Self::UnknownService => StatusCode::NOT_FOUND,
+            Self::DestinationRefused => StatusCode::FORBIDDEN,
             Self::NoEndpoints
             | Self::UpstreamUnavailable
             | Self::DiscoveryTimeout
@@ -222,11 +243,13 @@ impl Reason {
             | Self::ConnectionLimit
             | Self::FaultInjected => StatusCode::SERVICE_UNAVAILABLE,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+            Self::RouteLoop | Self::Loop => StatusCode::LOOP_DETECTED,
             Self::ConnectFailed
             | Self::UpstreamClosed
             | Self::UpstreamProtocol
             | Self::UpstreamRefused
-            | Self::UpstreamTruncated => StatusCode::BAD_GATEWAY,
+            | Self::UpstreamTruncated
+            | Self::EndpointGone => StatusCode::BAD_GATEWAY,
             Self::ConnectTimeout
             | Self::RequestTimeout
             | Self::TryTimeout
@@ -248,9 +271,10 @@ impl Reason {
             | Self::DeadlineExceeded => 4, // DEADLINE_EXCEEDED
             Self::DownstreamClosed => 1,                                          // CANCELLED
             Self::UnknownService | Self::Unsupported => 12, // UNIMPLEMENTED, as gRPC maps HTTP 404
-            Self::UpstreamProtocol => 13,
-            Self::RateLimited => 8, // RESOURCE_EXHAUSTED
-            _ => 14,                // UNAVAILABLE
+            Self::UpstreamProtocol | Self::RouteLoop | Self::Loop => 13,
+            Self::RateLimited => 8,        // RESOURCE_EXHAUSTED
+            Self::DestinationRefused => 7, // PERMISSION_DENIED, as gRPC maps HTTP 403
+            _ => 14,                       // UNAVAILABLE
         }
     }
 }

@@ -10,10 +10,27 @@ pub mod cluster;
 pub mod config;
 pub mod demo;
 pub mod discovery;
+pub mod drain;
+pub mod durable;
 pub mod error;
+pub mod import;
+pub mod inbound;
 pub mod net;
+pub mod pattern;
 pub mod proxy;
+pub mod registrar;
 pub mod registry;
+pub mod rollout;
 pub mod route;
 pub mod telemetry;
 pub mod worker;
+
+/// The decoders that are private, for the targets in `fuzz/`. In no other build.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    pub use crate::{
+        discovery::snapshot::fuzzing as snapshot,
+        proxy::h1::{Decoded, Decoder},
+        registry::fuzzing::*,
+    };
+}

@@ -6,7 +6,7 @@ use super::{
     json,
     view::{Detail, NotFollowed, Services, Summary},
 };
-use crate::{cluster::Cluster, config::human, registry::Registry};
+use crate::{cluster::Cluster, config::human, discovery::Scope, registry::Registry};
 use axum::{
     extract::{
         self, Path, Query,
@@ -48,7 +48,7 @@ pub(super) async fn all(
         .map_err(|rejection| Failure::new(StatusCode::BAD_REQUEST, rejection.body_text(), "no query, or `?all=1`"))?;
     let clusters = admin.discovery.table().all();
     let services = join_all(
-        clusters.iter().map(async |cluster| Summary::new(cluster, admin.discovery.sources(&cluster.name).await)),
+        clusters.iter().map(async |cluster| Summary::new(cluster, admin.discovery.status(&cluster.name).await)),
     )
     .await;
     let not_followed = if which.all == Flag::On { Some(not_followed(&admin, &clusters).await) } else { None };
@@ -67,13 +67,18 @@ pub(super) async fn one(
         let error = format!("`{}` is not followed", name.escape_debug());
         return Err(Failure::new(StatusCode::NOT_FOUND, error, EXPECTED).with_followed(followed));
     };
-    let sources = admin.discovery.sources(&name).await;
-    Ok(json(StatusCode::OK, &Detail::new(&cluster, sources, Instant::now())))
+    let status = admin.discovery.status(&name).await;
+    Ok(json(StatusCode::OK, &Detail::new(&cluster, status, Instant::now())))
 }
 
 async fn not_followed(admin: &State, clusters: &[Arc<Cluster>]) -> NotFollowed {
-    let registries = admin.registries.load_full();
-    let lists = join_all(registries.iter().map(async |(name, registry)| (name.clone(), list(registry.clone()).await)));
+    let (registries, config) = (admin.registries.load_full(), admin.config.load_full());
+    let lists = join_all(registries.iter().map(async |(name, registry)| {
+        let scope = Scope::of(&config, name);
+        let callers =
+            |names: Vec<String>| names.iter().filter_map(|name| Some(scope.service_of(name)?.into())).collect();
+        (name.clone(), list(registry.clone()).await.map(callers))
+    }));
     NotFollowed::new(lists.await, &registered_names(clusters))
 }
 

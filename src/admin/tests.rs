@@ -1,11 +1,13 @@
 use super::{
-    view::{Detail, NotReady, Services},
+    view::{Detail, Draining, NotReady, Services},
     *,
 };
 use crate::{
     cluster::health::{Choice, Outcome},
     config::{self, Service},
     discovery::{Discovery, Registries},
+    drain::{End, Step},
+    inbound::LocalApps,
     registry::{
         Consul, Registry, RegistryError, Sink,
         embedded::{Embedded, Registration},
@@ -42,7 +44,9 @@ pub(crate) struct Running {
     pub(crate) router: Router,
     discovery: discovery::Handle,
     health: Arc<Health>,
+    drain: Arc<Drain>,
     following: JoinHandle<()>,
+    _local_apps: LocalApps,
 }
 
 pub(crate) fn start(config: Config, registries: Vec<Arc<dyn Registry>>) -> Running {
@@ -54,25 +58,32 @@ pub(crate) fn start(config: Config, registries: Vec<Arc<dyn Registry>>) -> Runni
         registries.into_iter().map(|registry| (registry.name().to_owned(), registry)).collect();
     let config = Config {
         discovery: config::Discovery {
-            sources: registries.keys().cloned().collect(),
+            sources: registries.keys().map(|name| name.as_str().into()).collect(),
             coalesce: Duration::from_millis(1),
             ..config.discovery
         },
         ..config
     };
-    let (task, discovery) = Discovery::new(Arc::new(config.clone()), registries.clone(), telemetry.clone()).unwrap();
+    let (task, discovery) =
+        Discovery::new(Arc::new(config.clone()), registries.clone(), None, telemetry.clone()).unwrap();
     let following = tokio::spawn(task.run());
+    let mut local_apps = LocalApps::new(telemetry.clone());
+    local_apps.apply(&config);
     let health = Arc::new(Health::default());
     health.listening.store(true, Relaxed);
-    let router = router(State {
+    let drain = Arc::new(Drain::default());
+    let router = router(Arc::new(State {
         config: Arc::new(ArcSwap::from_pointee(config)),
         discovery: discovery.clone(),
-        telemetry,
+        telemetry: telemetry.clone(),
         log: log_handle(),
         registries: Arc::new(ArcSwap::from_pointee(registries)),
+        registrar: crate::registrar::Registrar::new(telemetry).1,
         health: health.clone(),
-    });
-    Running { router, discovery, health, following }
+        drain: drain.clone(),
+        local_apps: local_apps.handle(),
+    }));
+    Running { router, discovery, health, drain, following, _local_apps: local_apps }
 }
 
 /// A config that names these services.
@@ -125,7 +136,18 @@ impl Registry for Mute {
 
 impl Running {
     async fn call(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> (StatusCode, HeaderMap, Bytes) {
-        let mut request = Request::builder().method(method).uri(path);
+        self.call_from("127.0.0.1:50000", method, path, headers).await
+    }
+
+    async fn call_from(
+        &self,
+        peer: &str,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> (StatusCode, HeaderMap, Bytes) {
+        let peer = ConnectInfo(peer.parse::<SocketAddr>().unwrap());
+        let mut request = Request::builder().method(method).uri(path).extension(peer);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -171,7 +193,7 @@ async fn services_and_their_endpoints_are_shown() {
     let [empty, users] = &seen.services[..] else { panic!("{:?}", seen.services) };
     assert_eq!((empty.name.as_str(), empty.state, empty.endpoints), ("empty", view::State::Known, 0));
     assert_eq!((users.endpoints, users.available, users.requests), (2, 1, 0));
-    let [source] = &users.sources[..] else { panic!("{:?}", users.sources) };
+    let [source] = &users.origin.sources[..] else { panic!("{:?}", users.origin.sources) };
     assert_eq!((source.source.as_str(), source.instances, &source.failure), ("main", Some(2), &None));
     assert!(source.age_seconds.is_some());
 
@@ -220,23 +242,92 @@ async fn a_service_that_is_followed_under_another_name_is_not_listed_as_unfollow
 
 #[tokio::test]
 async fn ready_needs_listeners_answers_and_no_drain() {
-    let running = start(naming(&["users"]), vec![embedded("main")]);
-    running.until_ready().await;
-    for flag in [&running.health.listening, &running.health.draining] {
-        flag.fetch_xor(true, Relaxed);
-        let (status, seen) = running.read::<NotReady>("/ready").await;
-        assert_eq!((status, seen.waiting), (StatusCode::SERVICE_UNAVAILABLE, Vec::new()));
+    let registry = embedded("main");
+    let running = start(naming(&["users"]), vec![registry]);
+    running.health.listening.store(false, Relaxed);
+    let not_ready = async |path: &str, listening, draining| {
+        let (status, seen) = running.read::<NotReady>(path).await;
+        assert_eq!((status, seen.listening, seen.draining), (StatusCode::SERVICE_UNAVAILABLE, listening, draining));
         assert_eq!(running.text("/live").await, (StatusCode::OK, "ok\n".into()));
-        flag.fetch_xor(true, Relaxed);
+    };
+    not_ready("/ready", false, false).await;
+    not_ready("/startup", false, false).await;
+    running.health.listening.store(true, Relaxed);
+    running.until_ready().await;
+    assert_eq!(running.text("/startup").await, (StatusCode::OK, "ok\n".into()));
+    // The start is over for good, whatever comes.
+    running.health.listening.store(false, Relaxed);
+    not_ready("/ready", false, false).await;
+    running.health.listening.store(true, Relaxed);
+    running.drain.ask(End::Drain, "SIGTERM", Duration::from_secs(30));
+    not_ready("/ready", true, true).await;
+    assert_eq!(running.text("/startup").await, (StatusCode::OK, "ok\n".into()));
+}
+
+#[tokio::test]
+async fn the_end_is_asked_for_and_seen() {
+    let running = start(Config::default(), vec![embedded("main")]);
+    let (status, seen) = running.read::<Draining>("/api/drain").await;
+    assert_eq!((status, seen.step, seen.asked), (StatusCode::OK, Step::Running, None));
+    assert_eq!(running.call("GET", "/api/quit", &[]).await.0, StatusCode::METHOD_NOT_ALLOWED);
+    for path in ["/api/drain", "/api/quit"] {
+        let (status, _, body) = running.call("POST", path, &[("origin", "http://evil.example")]).await;
+        assert_eq!(status, StatusCode::FORBIDDEN, "{body:?}");
     }
-    assert_eq!(running.text("/ready").await, (StatusCode::OK, "ok\n".into()));
+    assert!(!running.drain.is_asked(), "by nobody who may");
+    for (path, quit) in [("/api/drain", false), ("/api/quit", true), ("/api/drain", true)] {
+        let (status, _, body) = running.call("POST", path, &[]).await;
+        let asked = serde_json::from_slice::<Draining>(&body).unwrap().asked.unwrap();
+        assert_eq!((status, asked.by.as_str(), asked.quit), (StatusCode::ACCEPTED, "POST /api/drain", quit));
+        assert!((29.0..=30.0).contains(&asked.deadline_seconds), "{asked:?}");
+    }
+    running.drain.enter(Step::Spread);
+    let (_, seen) = running.read::<Draining>("/api/drain").await;
+    assert_eq!((seen.step, seen.now.as_str()), (Step::Spread, "callers hear that the application leaves"));
+    assert_eq!(seen.steps.iter().map(|begun| begun.step).collect::<Vec<_>>(), [Step::Spread]);
+}
+
+#[tokio::test]
+async fn others_may_look_and_only_those_beside_it_may_change_something() {
+    let changes = [("POST", "/api/drain"), ("POST", "/api/quit"), ("PUT", "/api/log?level=loud")];
+    let running = start(Config::default(), vec![embedded("main")]);
+    for peer in ["10.0.0.7:50000", "[fd00::7]:50000", "[::ffff:10.0.0.7]:50000"] {
+        for (method, path) in changes {
+            let (status, _, body) = running.call_from(peer, method, path, &[]).await;
+            let refused: Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(status, StatusCode::FORBIDDEN, "{peer} {path}: {refused}");
+            assert!(
+                refused["error"].as_str().unwrap().ends_with("may look and cannot change anything here"),
+                "{refused}"
+            );
+            assert!(refused["expected"].as_str().unwrap().contains("remote_control: true"), "{refused}");
+        }
+        for path in ["/live", "/metrics", "/api/services", "/api/drain", "/api/log"] {
+            assert_eq!(running.call_from(peer, "GET", path, &[]).await.0, StatusCode::OK, "{peer} {path}");
+        }
+    }
+    assert!(!running.drain.is_asked(), "by nobody who may");
+    for peer in ["127.0.0.2:50000", "[::1]:50000", "[::ffff:127.0.0.1]:50000"] {
+        assert_eq!(running.call_from(peer, "POST", "/api/drain", &[]).await.0, StatusCode::ACCEPTED, "{peer}");
+    }
+
+    let admin = config::Admin { remote_control: true, ..Default::default() };
+    let running = start(Config { admin, ..Config::default() }, vec![embedded("main")]);
+    let page = [("origin", "http://evil.example")];
+    assert_eq!(running.call_from("10.0.0.7:50000", "POST", "/api/drain", &page).await.0, StatusCode::FORBIDDEN);
+    assert!(!running.drain.is_asked());
+    for (method, path) in changes {
+        let (status, _, _) = running.call_from("10.0.0.7:50000", method, path, &[]).await;
+        let expected = if method == "PUT" { StatusCode::BAD_REQUEST } else { StatusCode::ACCEPTED };
+        assert_eq!(status, expected, "{path}");
+    }
 }
 
 #[tokio::test]
 async fn everything_answers_at_once_while_the_registries_are_down() {
     let running = start(naming(&["users"]), vec![down("main"), Arc::new(Mute)]);
     let failed = async {
-        while running.discovery.sources("users").await[0].failure.is_none() {
+        while running.discovery.status("users").await.sources[0].failure.is_none() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
@@ -249,7 +340,7 @@ async fn everything_answers_at_once_while_the_registries_are_down() {
     assert!(seen.waiting[0].sources[0].failure.is_some());
     let (_, services) = running.read::<Services>("/api/services").await;
     assert_eq!(services.services[0].state, view::State::Pending);
-    for path in ["/", "/live", "/metrics", "/api/services/users", "/api/config", "/api/log"] {
+    for path in ["/", "/live", "/metrics", "/api/services/users", "/api/config", "/api/log", "/api/drain"] {
         assert_eq!(running.text(path).await.0, StatusCode::OK, "{path}");
     }
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());

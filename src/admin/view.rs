@@ -1,6 +1,27 @@
 //! What the API shows, as types. The commands read with the same types that the admin interface writes with, so the two
 //! cannot drift apart.
 
+mod drain;
+mod explain;
+mod inbound;
+mod origin;
+mod rollouts;
+mod routes;
+mod store;
+mod subset;
+
+pub use drain::{Asked, Begun, Draining};
+pub use explain::{
+    AskedFor, CallerRate, Candidate, Explained, LimitsStep, Lot, MirrorStep, NotEligible, Outcome, RouteStep,
+    ServiceStep, SplitStep, Way,
+};
+pub use inbound::{Caller, Inbound, InboundListener};
+pub use origin::{Held, Origin, Snapshot, Source, SourceState};
+pub use rollouts::{RolloutState, Rollouts, ServiceRollout};
+pub use routes::{RefusedRoutes, Routes, RoutesFrom, ServiceRoutes};
+pub use store::{Store, StoreState};
+pub use subset::SubsetDetail;
+
 use crate::{
     cluster::{
         self, Cluster, Endpoint,
@@ -9,7 +30,7 @@ use crate::{
         table,
     },
     config::{self, Balance, Breaker, Fallback, FaultInjection, HealthCheck, Hedge, Outlier, Policy, Retry, Timeouts},
-    discovery::SourceStatus,
+    discovery::Status,
     error::Reason,
     registry::{Instance, Protocol},
     telemetry::metrics::ServiceMetrics,
@@ -42,7 +63,8 @@ pub struct Summary {
     pub failures: u64,
     /// Requests that pillion answered itself or cut off, by reason.
     pub errors: BTreeMap<String, u64>,
-    pub sources: Vec<Source>,
+    #[serde(flatten)]
+    pub origin: Origin,
 }
 
 /// What is known about a service's existence. As [`table::State`].
@@ -52,16 +74,6 @@ pub enum State {
     Pending,
     Unknown,
     Known,
-}
-
-/// One registry's word about one service.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Source {
-    pub source: String,
-    /// `None` until it has answered.
-    pub instances: Option<usize>,
-    pub age_seconds: Option<f64>,
-    pub failure: Option<String>,
 }
 
 /// Services that are in the registries only.
@@ -95,12 +107,15 @@ pub struct Detail {
     pub limits: Limits,
     #[serde(default)]
     pub retries: Retries,
-    pub sources: Vec<Source>,
+    #[serde(flatten)]
+    pub origin: Origin,
     pub in_flight: i64,
     /// Whether so few endpoints are available that all are used.
     #[serde(default)]
     pub panicking: bool,
     pub errors: BTreeMap<String, u64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub subsets: Vec<SubsetDetail>,
     pub endpoints: Vec<EndpointDetail>,
 }
 
@@ -264,6 +279,9 @@ pub struct NotReady {
     pub draining: bool,
     /// Services of the config about which no registry has answered.
     pub waiting: Vec<Waiting>,
+    /// Local applications that do not pass their checks, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub applications: Vec<String>,
 }
 
 /// A service without a first answer.
@@ -285,7 +303,7 @@ pub struct Refused {
 }
 
 impl Summary {
-    pub fn new(cluster: &Cluster, sources: Vec<SourceStatus>) -> Self {
+    pub fn new(cluster: &Cluster, status: Status) -> Self {
         let snapshot = cluster.load();
         // Instances at one address share its numbers, which count once.
         let mut seen = HashSet::new();
@@ -303,13 +321,13 @@ impl Summary {
             requests,
             failures,
             errors: errors(&cluster.metrics),
-            sources: sources.into_iter().map(Source::from).collect(),
+            origin: status.into(),
         }
     }
 }
 
 impl Detail {
-    pub fn new(cluster: &Cluster, sources: Vec<SourceStatus>, now: Instant) -> Self {
+    pub fn new(cluster: &Cluster, status: Status, now: Instant) -> Self {
         let snapshot = cluster.load();
         let service = &snapshot.settings.service;
         Self {
@@ -331,18 +349,25 @@ impl Detail {
                 fallback: service.fallback.as_ref().map(fallback),
                 faults: service.faults.clone(),
             },
-            limits: Limits {
-                settings: service.limits.clone(),
-                requests: cluster.metrics.requests_limit.get(),
-                waiting: cluster.metrics.waiting.get(),
-                connections: cluster.limits.connections(),
-            },
+            limits: Limits::new(cluster),
             retries: Retries::new(&cluster.metrics),
-            sources: sources.into_iter().map(Source::from).collect(),
+            origin: status.into(),
             in_flight: cluster.metrics.in_flight.get(),
             panicking: cluster.metrics.panicking.get() != 0,
             errors: errors(&cluster.metrics),
+            subsets: SubsetDetail::all(&snapshot),
             endpoints: snapshot.endpoints.iter().map(|endpoint| EndpointDetail::new(endpoint, now)).collect(),
+        }
+    }
+}
+
+impl Limits {
+    fn new(cluster: &Cluster) -> Self {
+        Self {
+            settings: cluster.load().settings.service.limits.clone(),
+            requests: cluster.metrics.requests_limit.get(),
+            waiting: cluster.metrics.waiting.get(),
+            connections: cluster.limits.connections(),
         }
     }
 }
@@ -388,7 +413,7 @@ impl EndpointDetail {
 }
 
 impl Health {
-    fn new(instance: &Instance, health: &cluster::health::Health, now: Instant) -> Self {
+    pub(super) fn new(instance: &Instance, health: &cluster::health::Health, now: Instant) -> Self {
         let (requests, rate) = health.window().map_or((0, None), |(requests, rate)| (requests, Some(rate)));
         let why = |cause: Cause| Some(cause.as_str().to_owned());
         let (state, cause, left) = match health.standing(now) {
@@ -428,12 +453,6 @@ impl Checks {
             took_ms: last.map(|last| thousandths(last.took.as_secs_f64() * 1000.0)),
             next_in_seconds: seconds(now, checked.next),
         }
-    }
-}
-
-impl From<SourceStatus> for Source {
-    fn from(SourceStatus { source, instances, age, failure }: SourceStatus) -> Self {
-        Self { source, instances, age_seconds: age.map(|age| thousandths(age.as_secs_f64())), failure }
     }
 }
 

@@ -1,28 +1,48 @@
 //! One running pillion: builds the parts from a [`Config`], supervises them, and takes them down.
 
+mod drain;
+mod inherited;
+mod interface;
+mod notify;
 mod registries;
+mod upgrade;
 mod watch;
 mod workers;
 
+pub use upgrade::Successor;
 pub use watch::ConfigFile;
 
 use crate::{
     admin,
     config::{self, Config},
-    discovery::{self, Discovery},
-    net::listen,
+    discovery::{self, Discovery, snapshot::Store},
+    drain::{Drain, End},
+    inbound::LocalApps,
+    net::{
+        activation::Activated,
+        handover::States,
+        listen::{self, Sockets},
+    },
+    proxy::listener::Side,
+    registrar::{self, Listening, Registrar},
     telemetry::{Telemetry, access_log, access_log::AccessLog, labels::WORDS, log::LogHandle, metrics::Metrics},
 };
 use anyhow::{Context, bail, ensure};
 use arc_swap::ArcSwap;
-use registries::RegistrySet;
+use drain::Course;
+use inherited::Inherited;
+use interface::Interface;
+use notify::Notifier;
+use registries::{Legacy, RegistrySet};
 use std::{
     collections::HashMap,
+    mem::take,
     net::SocketAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
-use tokio::{net::TcpListener, sync::watch as channel, task::JoinSet};
+use tokio::{sync::watch as channel, task::JoinSet};
+use upgrade::{TakeOver, UpgradeSocket, Upgrades};
 use workers::Workers;
 
 /// A pillion that is up. Lives on the control thread.
@@ -30,13 +50,20 @@ pub struct App {
     config: Arc<ArcSwap<Config>>,
     telemetry: Arc<Telemetry>,
     log: LogHandle,
-    health: Arc<admin::Health>,
+    for_admin: Arc<admin::State>,
+    drain: Arc<Drain>,
+    notifier: Arc<Notifier>,
     discovery: discovery::Handle,
     registries: RegistrySet,
-    for_admin: Arc<ArcSwap<discovery::Registries>>,
+    registrar: registrar::Handle,
+    /// The snapshots on disk.
+    store: Option<Arc<Store>>,
     listeners: HashMap<String, Running>,
+    local_apps: LocalApps,
     workers: Workers,
-    admin: SocketAddr,
+    admin: Interface,
+    /// Lets a new pillion take this one's place.
+    upgrades: Option<Upgrades>,
     /// Admin and discovery. They end with the app.
     tasks: JoinSet<()>,
 }
@@ -45,54 +72,124 @@ pub struct App {
 struct Running {
     config: config::Listener,
     bound: SocketAddr,
+    /// Copies of those that the workers have, for a pillion that takes over.
+    sockets: Sockets,
     closing: channel::Sender<bool>,
+}
+
+/// Sockets for a listener that is not up yet: all of them, and copies of them for each worker.
+struct Bound {
+    sockets: Sockets,
+    dealt: Vec<Sockets>,
 }
 
 impl App {
     /// Starts everything. Whatever can be wrong (a port that is taken, a file that is missing) is found before the first
     /// connection is accepted.
     pub async fn start(config: Config, log: LogHandle) -> anyhow::Result<Self> {
+        Self::start_on(config, log, Vec::new()).await
+    }
+
+    /// The same on sockets that are there already, where they are for what the config has; and if it says how to take over
+    /// from another pillion, and there is one, on that one's. It goes on until all is ready here, and on an error after that.
+    pub async fn start_on(config: Config, log: LogHandle, activated: Vec<Activated>) -> anyhow::Result<Self> {
         let config = Arc::new(config);
-        let admin_socket = TcpListener::bind(config.admin.listen)
+        let mut before = match &config.upgrade {
+            Some(upgrade) => TakeOver::begin(upgrade).await?,
+            None => None,
+        };
+        let (handed_over, states) =
+            before.as_mut().map(|before| (take(&mut before.sockets), take(&mut before.registries))).unwrap_or_default();
+        let mut legacy = Legacy { sockets: Inherited::new(handed_over, activated)?, states };
+        let admin = Interface::bind("admin".into(), config.admin.listen, &mut legacy.sockets)
             .await
             .with_context(|| taken(config.admin.listen, "the admin interface", "`admin.listen` or --admin"))?;
         let metrics = Metrics::new(WORDS);
         let access_log = AccessLog::start(&config.access_log, metrics.access_log_dropped.clone())?;
         let telemetry = Arc::new(Telemetry { metrics, access_log });
-        let registries = RegistrySet::default().changed_to(&config).await?;
-        let (discovery, handle) = Discovery::new(config.clone(), registries.handles(), telemetry.clone())?;
+        let registries = RegistrySet::default().changed_to(&config, &mut legacy).await?;
+        let snapshots = telemetry.metrics.snapshots.clone();
+        let store = config.discovery.snapshot.as_ref().map(|snapshot| Store::open(snapshot, snapshots)).transpose()?;
+        let (discovery, handle) =
+            Discovery::new(config.clone(), registries.handles(), store.clone(), telemetry.clone())?;
         let mut tasks = JoinSet::new();
         tasks.spawn(discovery.run());
+        let (registrar, registering) = Registrar::new(telemetry.clone());
+        tasks.spawn(registrar.run());
         let workers = Workers::start(config.workers.count(), &handle, &telemetry)?;
-        let for_admin = Arc::new(ArcSwap::from_pointee(registries.handles()));
+        let drain = Arc::new(Drain::default());
+        let in_force = Arc::new(ArcSwap::new(config.clone()));
+        let local_apps = LocalApps::new(telemetry.clone());
+        let for_admin = Arc::new(admin::State {
+            config: in_force.clone(),
+            discovery: handle.clone(),
+            telemetry: telemetry.clone(),
+            log: log.clone(),
+            registries: Arc::new(ArcSwap::from_pointee(registries.handles())),
+            registrar: registering.clone(),
+            health: Arc::default(),
+            drain: drain.clone(),
+            local_apps: local_apps.handle(),
+        });
         let mut app = Self {
-            config: Arc::new(ArcSwap::new(config.clone())),
+            config: in_force,
+            local_apps,
             telemetry,
             log,
-            health: Arc::default(),
+            drain,
+            notifier: Arc::new(Notifier::new(&|name| std::env::var(name).ok())),
             discovery: handle,
             registries,
+            registrar: registering,
+            store,
             for_admin,
             listeners: HashMap::new(),
             workers,
-            admin: admin_socket.local_addr()?,
+            admin,
+            upgrades: None,
             tasks,
         };
-        let sockets = app.bind_new(&config)?;
+        app.tasks.spawn(app.admin.serve(admin::router(app.for_admin.clone()))?);
+        let sockets = app.bind_new(&config, &mut legacy.sockets)?;
+        legacy.sockets.finish()?;
+        app.take_place(before).await?;
         app.set_listeners(&config, sockets);
-        app.health.listening.store(true, Relaxed);
-        let router = admin::router(app.admin_state());
-        app.tasks.spawn(async move {
-            if let Err(error) = axum::serve(admin_socket, router).await {
-                tracing::error!(%error, "the admin interface ended");
-            }
-        });
+        app.for_admin.health.listening.store(true, Relaxed);
+        app.register(&config).await;
+        let notifier = app.notifier.clone();
+        app.tasks.spawn(async move { notifier.keep_alive().await });
+        app.tasks.spawn(become_ready(app.for_admin.clone(), app.notifier.clone()));
+        app.admin.open();
         Ok(app)
+    }
+
+    /// The last step that can fail: the pillion `before` goes, or it is made sure that there is none.
+    async fn take_place(&mut self, before: Option<TakeOver>) -> anyhow::Result<()> {
+        let config = self.config.load_full();
+        let mut states = States::new();
+        match (before, &config.upgrade) {
+            (Some(mut before), Some(settings)) => {
+                self.until_ready(&before.services, settings.timeout).await?;
+                states = before.go().await?;
+                self.notifier.is_main_process();
+                self.upgrades = Some(before.upgrades);
+            }
+            (None, Some(settings)) => {
+                let socket = UpgradeSocket::open(&settings.socket).context("upgrade.socket")?;
+                self.upgrades = Some(Upgrades::start(socket, settings.timeout)?);
+            }
+            (_, None) => {}
+        }
+        self.registries.open(&states).await;
+        if let Some(upgrades) = &self.upgrades {
+            upgrades.open();
+        }
+        Ok(())
     }
 
     /// Where the admin interface listens.
     pub fn admin(&self) -> SocketAddr {
-        self.admin
+        self.admin.bound
     }
 
     /// Where the listener `name` listens.
@@ -115,9 +212,44 @@ impl App {
         &self.discovery
     }
 
+    /// Where the end is asked for; [`Self::end`] carries it out.
+    pub fn drain(&self) -> &Arc<Drain> {
+        &self.drain
+    }
+
+    /// Asks for the end, as the config in force says.
+    pub fn ask_to_end(&self, by: &'static str) {
+        self.drain.ask(End::Drain, by, self.config.load().drain.timeout);
+    }
+
+    /// Gives how long the end may take, as the config in force then says.
+    pub fn drain_timeout(&self) -> impl Fn() -> Duration + use<> {
+        let config = self.config.clone();
+        move || config.load().drain.timeout
+    }
+
     /// The embedded registry called `name`.
     pub fn embedded(&self, name: &str) -> Option<Arc<crate::registry::embedded::Embedded>> {
         self.registries.embedded(name)
+    }
+
+    /// Tells the service manager that another config is being taken over.
+    pub fn reload_begins(&self) {
+        if self.has_started() {
+            self.notifier.reloading();
+        }
+    }
+
+    /// Tells the service manager that this is over, and whether it worked.
+    pub fn reload_ended(&self, worked: bool) {
+        if self.has_started() {
+            self.notifier.ready(if worked { "ready" } else { "ready, with the old config" });
+        }
+    }
+
+    /// Whether it could take traffic once. The service manager knows it then.
+    fn has_started(&self) -> bool {
+        self.for_admin.health.started.load(Relaxed)
     }
 
     /// Puts another config in force, all of it or, on an error, nothing.
@@ -129,22 +261,29 @@ impl App {
     }
 
     async fn try_reload(&mut self, new: Config) -> anyhow::Result<()> {
+        // What the new pillion was told of this one would not be so any more.
+        ensure!(!self.is_upgrading(), "an upgrade is under way");
         let (old, new) = (self.config.load_full(), Arc::new(new));
         if old == new {
             return Ok(());
         }
+        ensure!(old.upgrade == new.upgrade, "`upgrade` cannot change while pillion runs; restart it");
         ensure!(old.workers.count() == new.workers.count(), "`workers` cannot change while pillion runs; restart it");
-        ensure!(old.admin == new.admin, "`admin.listen` cannot change while pillion runs; restart it");
+        ensure!(old.admin.listen == new.admin.listen, "`admin.listen` cannot change while pillion runs; restart it");
         ensure!(old.log.format == new.log.format, "`log.format` cannot change while pillion runs; restart it");
+        let same_snapshot = old.discovery.snapshot == new.discovery.snapshot;
+        ensure!(same_snapshot, "`discovery.snapshot` cannot change while pillion runs; restart it");
         if old.access_log.path != new.access_log.path {
             access_log::check(&new.access_log)?;
         }
-        let sockets = self.bind_new(&new)?;
-        let registries = self.registries.changed_to(&new).await?;
+        let mut legacy = Legacy::default();
+        let sockets = self.bind_new(&new, &mut legacy.sockets)?;
+        let registries = self.registries.changed_to(&new, &mut legacy).await?;
         // The last step that can fail.
         self.discovery.reload(new.clone(), registries.handles()).await?;
-        self.for_admin.store(Arc::new(registries.handles()));
+        self.for_admin.registries.store(Arc::new(registries.handles()));
         self.registries = registries;
+        self.registries.open(&legacy.states).await;
         self.set_listeners(&new, sockets);
         self.telemetry.access_log.configure(&new.access_log);
         if old.log.level != new.log.level
@@ -152,6 +291,7 @@ impl App {
         {
             tracing::error!(%error, "log.level");
         }
+        self.register(&new).await;
         self.config.store(new);
         Ok(())
     }
@@ -161,47 +301,87 @@ impl App {
         self.telemetry.access_log.reopen();
     }
 
-    /// Stops taking connections, lets requests in progress end for at most `limit`, and ends.
-    pub async fn stop(mut self, limit: Duration) {
-        self.health.draining.store(true, Relaxed);
-        for listener in self.listeners.values() {
-            let _ = listener.closing.send(true);
+    /// Ends in order, once somebody has asked [`Self::drain`] for it.
+    pub async fn end(mut self) {
+        if let Some(upgrades) = self.upgrades.take()
+            // Whoever is about to take over finds that this one is gone, and needs the file.
+            && !upgrades.under_way
+        {
+            upgrades.socket.remove();
         }
-        if !self.workers.finish(limit).await {
-            tracing::warn!("requests were still in progress after {limit:?}; they are cut off");
-        }
+        let (config, registrar) = (self.config.load_full(), self.registrar.clone());
+        let listed = self.registrar.views().iter().any(|view| view.is_listed());
+        let course = Course {
+            settings: config.drain.clone(),
+            drain: self.drain.clone(),
+            telemetry: self.telemetry.clone(),
+            notifier: self.notifier.clone(),
+            leaving: (!config.register.is_empty()).then(|| Box::pin(async move { registrar.leave().await }) as _),
+            listed,
+            inbound: self.give_sockets_up(true),
+            outbound: self.give_sockets_up(false),
+        };
+        course.run(&mut self.workers).await;
         self.registries.flush().await;
+        self.finish().await;
+    }
+
+    /// Only workers have the sockets of these listeners from now on; gives the words that they are to close.
+    fn give_sockets_up(&mut self, inbound: bool) -> Vec<channel::Sender<bool>> {
+        let listeners = self.listeners.values_mut().filter(|running| running.config.is_inbound() == inbound);
+        listeners
+            .map(|running| {
+                running.sockets.clear();
+                running.closing.clone()
+            })
+            .collect()
+    }
+
+    /// What is to be written is.
+    async fn finish(mut self) {
+        if let Some(store) = &self.store {
+            store.flush().await;
+        }
         self.telemetry.access_log.flush(Duration::from_secs(1)).await;
         self.tasks.shutdown().await;
     }
 
-    fn admin_state(&self) -> admin::State {
-        admin::State {
-            config: self.config.clone(),
-            discovery: self.discovery.clone(),
-            telemetry: self.telemetry.clone(),
-            log: self.log.clone(),
-            registries: self.for_admin.clone(),
-            health: self.health.clone(),
-        }
+    /// What `config` wants registered is registered from now on.
+    async fn register(&self, config: &Config) {
+        let listening = |(name, running): (&String, &Running)| Listening {
+            name: name.clone(),
+            bound: running.bound,
+            app: running.config.app.as_ref().map(|app| app.address),
+        };
+        let listeners: Vec<_> = self.listeners.iter().map(listening).collect();
+        self.registrar.set(config, &self.registries.handles(), &listeners).await;
     }
 
-    /// Sockets for those listeners in `config` that are not up yet.
-    fn bind_new(&self, config: &Config) -> anyhow::Result<HashMap<String, Vec<std::net::TcpListener>>> {
-        let mut sockets = HashMap::new();
+    /// Sockets for those listeners in `config` that are not up yet: inherited ones, or new ones.
+    fn bind_new(&self, config: &Config, inherited: &mut Inherited) -> anyhow::Result<HashMap<String, Bound>> {
+        let (mut sockets, workers) = (HashMap::new(), self.workers.count());
         for listener in &config.listeners {
             match self.listeners.get(&listener.name) {
-                Some(running) if running.config.listen == listener.listen => {}
+                Some(running)
+                    if running.config.listen == listener.listen && is_udp(&running.config) == is_udp(listener) => {}
                 Some(_) => bail!(
-                    "listener `{}`: `listen` cannot change while pillion runs; restart it, or give the listener another name",
+                    "listener `{}`: `listen`, and whether it is for UDP, cannot change while pillion runs; restart it, or give the listener another name",
                     listener.name
                 ),
                 None => {
-                    let bound = listen::bind(listener.listen, self.workers.count()).with_context(|| {
+                    let own = if is_udp(listener) {
+                        listen::bind_udp(listener.listen, workers).map(Sockets::Udp)
+                    } else {
+                        let own = inherited.take(&listener.name, listener.listen);
+                        let own = if own.is_empty() { listen::bind(listener.listen, workers) } else { Ok(own) };
+                        own.map(Sockets::Tcp)
+                    };
+                    let own = own.with_context(|| {
                         let what = format!("listener `{}`", listener.name);
                         taken(listener.listen, &what, "its `listen` or --listen")
                     })?;
-                    sockets.insert(listener.name.clone(), bound);
+                    let dealt = own.deal(workers)?;
+                    sockets.insert(listener.name.clone(), Bound { sockets: own, dealt });
                 }
             }
         }
@@ -209,7 +389,7 @@ impl App {
     }
 
     /// Brings new listeners up, changes those that stay, and takes down those that are gone.
-    fn set_listeners(&mut self, config: &Config, mut sockets: HashMap<String, Vec<std::net::TcpListener>>) {
+    fn set_listeners(&mut self, config: &Config, mut sockets: HashMap<String, Bound>) {
         self.listeners.retain(|name, running| {
             let stays = config.listeners.iter().any(|listener| listener.name == *name);
             if !stays {
@@ -217,22 +397,50 @@ impl App {
             }
             stays
         });
+        self.local_apps.apply(config);
+        let name: Option<Arc<str>> = config.node.service.as_deref().map(Into::into);
+        let version: Option<Arc<str>> = config.node.version.as_deref().map(Into::into);
         for listener in &config.listeners {
+            let side = match self.local_apps.get(&listener.name) {
+                Some(app) => Side::To(app, version.clone()),
+                None => Side::From(name.clone()),
+            };
             if let Some(running) = self.listeners.get_mut(&listener.name) {
-                if running.config != *listener {
-                    running.config = listener.clone();
-                    self.workers.change(listener);
-                }
+                running.config = listener.clone();
+                self.workers.change(listener, &side);
                 continue;
             }
-            let Some(sockets) = sockets.remove(&listener.name) else { continue };
-            let Some(Ok(bound)) = sockets.first().map(std::net::TcpListener::local_addr) else { continue };
+            let Some(Bound { sockets, dealt }) = sockets.remove(&listener.name) else { continue };
+            let Some(bound) = sockets.local_addr() else { continue };
             let (closing, closed) = channel::channel(false);
             let metrics = self.telemetry.metrics.listener(&listener.name);
-            self.workers.listen(listener, sockets, &metrics, &closed);
-            self.listeners.insert(listener.name.clone(), Running { config: listener.clone(), bound, closing });
+            self.workers.listen(listener, &side, dealt, &metrics, &closed);
+            let running = Running { config: listener.clone(), bound, sockets, closing };
+            self.listeners.insert(listener.name.clone(), running);
         }
     }
+}
+
+/// Until pillion can take traffic for the first time: what it waits for is told to the service manager, then that it is
+/// over.
+async fn become_ready(state: Arc<admin::State>, notifier: Arc<Notifier>) {
+    let mut told = String::new();
+    loop {
+        match admin::readiness(&state).await {
+            Ok(_) => return notifier.ready("ready"),
+            Err(missing) if missing.draining => return,
+            Err(missing) if missing.error != told => {
+                notifier.status(&missing.error);
+                told = missing.error;
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+fn is_udp(listener: &config::Listener) -> bool {
+    listener.protocol == config::ListenerProtocol::Udp
 }
 
 fn taken(address: SocketAddr, what: &str, how: &str) -> String {

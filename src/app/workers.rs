@@ -2,20 +2,32 @@
 
 use crate::{
     config, discovery,
-    proxy::{http::Proxy, last_good::LastGood, listener::Listener, pool::Pool},
+    net::listen::Sockets,
+    proxy::{
+        auto::Speakers,
+        http::Proxy,
+        last_good::LastGood,
+        listener::{Listener, Side},
+        mirror::Mirrors,
+        pool::Pool,
+        tcp,
+        transparent::{Inbound, Strangers},
+        udp,
+    },
     telemetry::{Telemetry, metrics::ListenerMetrics},
     worker,
 };
 use anyhow::Context;
-use std::{collections::HashMap, net, rc::Rc, sync::Arc, time::Duration};
+use std::{collections::HashMap, io, rc::Rc, sync::Arc};
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, UdpSocket},
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
 };
 
 pub struct Workers {
     workers: Vec<Worker>,
+    cut: watch::Sender<bool>,
 }
 
 struct Worker {
@@ -26,68 +38,76 @@ struct Worker {
 enum Order {
     Listen {
         config: config::Listener,
-        socket: net::TcpListener,
+        side: Side,
+        sockets: Sockets,
         metrics: Arc<ListenerMetrics>,
         closing: watch::Receiver<bool>,
     },
     Change {
         config: config::Listener,
+        side: Side,
     },
 }
 
 impl Workers {
     pub fn start(count: usize, discovery: &discovery::Handle, telemetry: &Arc<Telemetry>) -> anyhow::Result<Self> {
+        let cut = watch::Sender::new(false);
         let start = |number| {
             let (orders, taken) = mpsc::unbounded_channel();
             let (finish, finished) = oneshot::channel();
-            let (discovery, telemetry) = (discovery.clone(), telemetry.clone());
+            let (discovery, telemetry, cut) = (discovery.clone(), telemetry.clone(), cut.subscribe());
             worker::spawn(&format!("worker-{number}"), move || async move {
                 let tasks = tokio::runtime::Handle::current().metrics();
                 let _counted = telemetry.metrics.thread(&format!("worker-{number}"), move || tasks.num_alive_tasks());
-                work(taken, discovery, telemetry).await;
+                work(taken, discovery, telemetry, cut).await;
                 let _ = finish.send(());
             })
             .with_context(|| format!("cannot start worker {number}"))?;
             Ok(Worker { orders, finished })
         };
-        Ok(Self { workers: (0..count).map(start).collect::<anyhow::Result<_>>()? })
+        let workers = (0..count).map(start).collect::<anyhow::Result<_>>()?;
+        Ok(Self { workers, cut })
     }
 
     pub fn count(&self) -> usize {
         self.workers.len()
     }
 
-    /// Each worker accepts on its own of `sockets`.
+    /// Each worker accepts on its own of `sockets`, which are as many as there are workers.
     pub fn listen(
         &self,
         config: &config::Listener,
-        sockets: Vec<net::TcpListener>,
+        side: &Side,
+        sockets: Vec<Sockets>,
         metrics: &Arc<ListenerMetrics>,
         closing: &watch::Receiver<bool>,
     ) {
-        for (worker, socket) in self.workers.iter().zip(sockets) {
-            let (config, metrics, closing) = (config.clone(), metrics.clone(), closing.clone());
-            worker.send(Order::Listen { config, socket, metrics, closing });
+        for (worker, sockets) in self.workers.iter().zip(sockets) {
+            let (config, side) = (config.clone(), side.clone());
+            let (metrics, closing) = (metrics.clone(), closing.clone());
+            worker.send(Order::Listen { config, side, sockets, metrics, closing });
         }
     }
 
     /// A listener has other settings from now on, for its open connections too.
-    pub fn change(&self, config: &config::Listener) {
+    pub fn change(&self, config: &config::Listener, side: &Side) {
         for worker in &self.workers {
-            worker.send(Order::Change { config: config.clone() });
+            worker.send(Order::Change { config: config.clone(), side: side.clone() });
         }
     }
 
-    /// Waits for the workers to end once their listeners are closing. False if they did not within `limit`.
-    pub async fn finish(&mut self, limit: Duration) -> bool {
-        let all = async {
-            for Worker { finished, orders } in self.workers.drain(..) {
-                // No more orders is the word to end.
-                drop(orders);
-                let _ = finished.await;
-            }
-        };
-        tokio::time::timeout(limit, all).await.is_ok()
+    /// Waits for the workers to end once their listeners are closing and their last connection is gone.
+    pub async fn finish(&mut self) {
+        // No more orders is the word to end.
+        let finished: Vec<_> = self.workers.drain(..).map(|worker| worker.finished).collect();
+        for finished in finished {
+            let _ = finished.await;
+        }
+    }
+
+    /// Those that were told to finish end now, with all that is in progress.
+    pub fn cut(&self) {
+        self.cut.send_replace(true);
     }
 }
 
@@ -100,10 +120,26 @@ impl Worker {
 }
 
 /// What a worker does all its life.
-async fn work(mut orders: mpsc::UnboundedReceiver<Order>, discovery: discovery::Handle, telemetry: Arc<Telemetry>) {
+async fn work(
+    mut orders: mpsc::UnboundedReceiver<Order>,
+    discovery: discovery::Handle,
+    telemetry: Arc<Telemetry>,
+    mut cut: watch::Receiver<bool>,
+) {
     let pool = Rc::new(Pool::default());
     let sweeping = tokio::task::spawn_local(pool.clone().sweep());
-    let proxy = Rc::new(Proxy { discovery, pool, telemetry, last_good: LastGood::default() });
+    let connections = Rc::<tcp::Connections>::default();
+    let looking = tokio::task::spawn_local(connections.clone().look_after());
+    let proxy = Rc::new(Proxy {
+        discovery,
+        pool,
+        last_good: LastGood::default(),
+        mirrors: Mirrors::default(),
+        tcp: connections,
+        speakers: Speakers::default(),
+        strangers: Strangers::default(),
+        inbound: Inbound::default(),
+    });
     let mut listeners: HashMap<String, Rc<Listener>> = HashMap::new();
     let mut running = JoinSet::new();
     loop {
@@ -112,22 +148,45 @@ async fn work(mut orders: mpsc::UnboundedReceiver<Order>, discovery: discovery::
             Some(_) = running.join_next() => continue,
         };
         match order {
-            Some(Order::Listen { config, socket, metrics, closing }) => match TcpListener::from_std(socket) {
-                Ok(socket) => {
-                    let listener = Rc::new(Listener::new(&config, metrics, closing));
-                    listeners.insert(config.name, listener.clone());
-                    running.spawn_local(listener.run(socket, proxy.clone()));
+            Some(Order::Listen { config, side, sockets, metrics, closing }) => {
+                let telemetry = telemetry.clone();
+                let listener = Rc::new(Listener::new(&config, side, telemetry, metrics, closing, cut.clone()));
+                if let Err(error) = start(sockets, &listener, &proxy, &mut running) {
+                    tracing::error!(listener = %config.name, %error, "cannot accept");
                 }
-                Err(error) => tracing::error!(listener = %config.name, %error, "cannot accept"),
-            },
-            Some(Order::Change { config }) => {
+                listeners.insert(config.name, listener);
+            }
+            Some(Order::Change { config, side }) => {
                 if let Some(listener) = listeners.get(&config.name) {
-                    listener.change(&config);
+                    listener.change(&config, side);
                 }
             }
             None => break,
         }
     }
-    while running.join_next().await.is_some() {}
+    let finished = async { while running.join_next().await.is_some() {} };
+    tokio::select! {
+        () = finished => {}
+        // What is in progress ends with the runtime. (An error means that nobody is left to wait for it.)
+        _ = cut.wait_for(|cut| *cut) => {}
+    }
     sweeping.abort();
+    looking.abort();
+}
+
+/// Takes what comes in by these sockets.
+fn start(sockets: Sockets, listener: &Rc<Listener>, proxy: &Rc<Proxy>, running: &mut JoinSet<()>) -> io::Result<()> {
+    match sockets {
+        Sockets::Tcp(sockets) => {
+            for socket in sockets {
+                running.spawn_local(listener.clone().run(TcpListener::from_std(socket)?, proxy.clone()));
+            }
+        }
+        Sockets::Udp(sockets) => {
+            for socket in sockets {
+                running.spawn_local(udp::run(UdpSocket::from_std(socket)?, listener.clone(), proxy.clone()));
+            }
+        }
+    }
+    Ok(())
 }

@@ -4,7 +4,7 @@ use crate::admin::view::Refused;
 use anyhow::{Context, anyhow};
 use bytes::Bytes;
 use http::{
-    Request, StatusCode,
+    Method, Request, StatusCode,
     header::{ACCEPT, CONNECTION, HOST},
     uri::Authority,
 };
@@ -23,12 +23,19 @@ const MAX_ANSWER: usize = 256 << 20;
 
 const DEFAULT: &str = "127.0.0.1:4191";
 
-/// Flags of every command that looks at a running pillion.
+/// The pillion that a command asks.
 #[derive(Debug, Clone, clap::Args)]
-pub struct Asking {
+pub struct Target {
     /// Where the pillion to ask has its admin interface.
     #[arg(long, env = "PILLION_ADMIN", value_name = "HOST:PORT", default_value = DEFAULT, value_parser = address)]
     pub admin: String,
+}
+
+/// Flags of every command that looks at a running pillion.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Asking {
+    #[command(flatten)]
+    target: Target,
     /// Print the admin interface's own JSON.
     #[arg(long)]
     pub json: bool,
@@ -44,8 +51,22 @@ pub struct Answer {
 
 impl Asking {
     pub async fn get(&self, path: &str) -> anyhow::Result<Answer> {
+        self.target.get(path).await
+    }
+
+    pub async fn post(&self, path: &str) -> anyhow::Result<Answer> {
+        self.target.ask(Method::POST, path).await
+    }
+}
+
+impl Target {
+    pub async fn get(&self, path: &str) -> anyhow::Result<Answer> {
+        self.ask(Method::GET, path).await
+    }
+
+    async fn ask(&self, method: Method, path: &str) -> anyhow::Result<Answer> {
         let admin = self.admin.clone();
-        match timeout(LIMIT, get(&admin, path)).await {
+        match timeout(LIMIT, ask(&admin, method, path)).await {
             Ok(answer) => answer.map(|(status, body)| Answer { admin, status, body }),
             Err(_) => Err(unreachable(&admin, &format!("no answer within {} s", LIMIT.as_secs()))),
         }
@@ -73,12 +94,14 @@ impl Answer {
     }
 }
 
-async fn get(admin: &str, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
+async fn ask(admin: &str, method: Method, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
     let stream = TcpStream::connect(admin).await.map_err(|error| unreachable(admin, &cause(&error)))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     // It ends with the sender, or with the runtime; its errors come back through the sender, too.
     tokio::spawn(connection);
-    let request = Request::get(path)
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
         .header(HOST, admin)
         .header(ACCEPT, "application/json")
         .header(CONNECTION, "close")
@@ -216,7 +239,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     fn asking(admin: impl ToString) -> Asking {
-        Asking { admin: admin.to_string(), json: false }
+        Asking { target: Target { admin: admin.to_string() }, json: false }
     }
 
     /// Answers one connection with these bytes, whatever it asks for.

@@ -2,10 +2,11 @@
 
 use super::{
     client::{self, Align, Asking, Table, printable},
-    services::{some, source, state},
+    origin,
+    services::{some, state},
 };
 use crate::{
-    admin::view::{CheckState, Condition, Detail, EndpointDetail, Health, Refused, Retries, State},
+    admin::view::{CheckState, Condition, Detail, EndpointDetail, Health, Refused, Retries, State, SubsetDetail},
     config::{self, FaultInjection, human},
     error::Reason,
     registry::Protocol,
@@ -24,6 +25,9 @@ pub struct Endpoints {
     /// The service's name, as requests name it.
     #[arg(value_name = "SERVICE")]
     name: String,
+    /// Tells also how each source does, and why what it says is in use or not.
+    #[arg(long)]
+    why: bool,
     #[command(flatten)]
     asking: Asking,
 }
@@ -41,7 +45,12 @@ impl Endpoints {
             return Err(anyhow!(not_followed(&self.name, &followed)));
         }
         let answer = answer.good()?;
-        if self.asking.json { Ok(answer.text()) } else { Ok(show(&answer.read()?)) }
+        if self.asking.json {
+            return Ok(answer.text());
+        }
+        let detail: Detail = answer.read()?;
+        let why = if self.why { format!("\n{}", origin::why(&detail.origin)) } else { String::new() };
+        Ok(show(&detail) + &why)
     }
 }
 
@@ -70,15 +79,8 @@ fn show(detail: &Detail) -> String {
     if let Some(limits) = limits(detail) {
         let _ = writeln!(out, "  {limits}");
     }
-    for one in &detail.sources {
-        let count = match one.instances {
-            None => String::new(),
-            Some(1) => ", 1 instance".into(),
-            Some(count) => format!(", {count} instances"),
-        };
-        let failure = one.failure.as_ref().map_or_else(String::new, |failure| format!(": {failure}"));
-        let _ = writeln!(out, "  {}", printable(&format!("{}{count}{failure}", source(one))));
-    }
+    out.push_str(&origin::lines(&detail.origin));
+    detail.subsets.iter().for_each(|subset| out.push_str(&self::subset(subset)));
     if detail.panicking {
         out.push_str("  panic: too few endpoints are available, so all are used\n");
     }
@@ -97,10 +99,27 @@ fn show(detail: &Detail) -> String {
     out
 }
 
+fn subset(subset: &SubsetDetail) -> String {
+    let SubsetDetail { name, labels, endpoints, available, when_empty, requests, failures, fallbacks } = subset;
+    let labels: Vec<String> = labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let mut out = format!("  subset {name} ({}): {available} of {endpoints} available, ", labels.join(", "));
+    let _ = write!(out, "{requests} requests, {failures} failed");
+    if *fallbacks > 0 {
+        let _ = write!(out, ", {fallbacks} went elsewhere because it was empty");
+    }
+    if *available == 0 {
+        let _ = write!(out, "; empty, so its requests go to: {when_empty}");
+    }
+    printable(&out) + "\n"
+}
+
 /// Why there is no endpoint, as far as it is known.
 fn none(detail: &Detail) -> String {
     let why = match detail.state {
-        State::Pending if detail.sources.is_empty() => "there is no registry to ask",
+        State::Pending if detail.origin.sources.is_empty() => "there is no registry to ask",
+        State::Pending if detail.origin.sources.iter().any(|source| source.instances.is_some()) => {
+            "not all registries have answered, and none lists an instance"
+        }
         State::Pending => "no registry has answered yet",
         State::Unknown => "no registry knows a service of this name",
         State::Known => "no registry lists an instance now",
@@ -262,7 +281,7 @@ mod tests {
     use crate::{
         admin::{
             tests::{embedded, naming, register, start},
-            view::{Checks, Limits, Settings, Source},
+            view::{Checks, Limits, Origin, Settings, Source, SourceState},
         },
         cli::services::Services,
         config::{Policy, Timeouts},
@@ -358,8 +377,9 @@ mod tests {
                 faults: None,
             },
             retries: Retries::default(),
+            subsets: Vec::new(),
             limits: Limits { settings: config::Limits::default(), requests: 1024, waiting: 0, connections: 0 },
-            sources,
+            origin: Origin { sources, ..Origin::default() },
             in_flight: 0,
             panicking: false,
             errors: [("no_endpoints".to_owned(), 3)].into(),
@@ -384,8 +404,15 @@ mod tests {
             ..health(Condition::Ejected)
         };
         let ill = EndpointDetail { health: ejected, failures: 7, ..endpoint("node-3:80") };
-        let main =
-            Source { source: "main".into(), instances: Some(3), age_seconds: Some(3.2), failure: Some("no".into()) };
+        let main = Source {
+            source: "main".into(),
+            state: SourceState::Failing,
+            in_use: true,
+            instances: Some(3),
+            age_seconds: Some(3.2),
+            failure: Some("no".into()),
+            ..Source::default()
+        };
         let shown = show(&detail(State::Known, vec![ill, canary, busy], vec![main]));
         let expected = "\
 users: known, 1 of 3 endpoints available
@@ -470,7 +497,7 @@ node-3:80       ejected (consecutive failures), probe in 1.2s     100          0
     #[test]
     fn why_there_are_no_endpoints_is_said() {
         let last = |state, sources| show(&detail(state, Vec::new(), sources)).lines().last().unwrap().to_owned();
-        let main = || Source { source: "main".into(), instances: None, age_seconds: None, failure: None };
+        let main = || Source { source: "main".into(), ..Source::default() };
         assert_eq!(last(State::Pending, vec![main()]), "no endpoints: no registry has answered yet");
         assert_eq!(last(State::Pending, Vec::new()), "no endpoints: there is no registry to ask");
         assert_eq!(last(State::Unknown, vec![main()]), "no endpoints: no registry knows a service of this name");

@@ -4,9 +4,17 @@ mod check;
 mod client;
 mod demo;
 mod endpoints;
+mod explain;
+mod import;
+mod net;
+mod origin;
+mod register;
+mod rollout;
 mod run;
 mod schema;
 mod services;
+mod supervise;
+mod wait;
 
 use crate::config::{self, Env, Overrides};
 use clap::{Args, Parser, Subcommand};
@@ -32,11 +40,17 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Run),
+    Register(Box<register::Register>),
     Check(check::Check),
     Demo(demo::Demo),
     Schema(schema::Schema),
     Services(services::Services),
     Endpoints(endpoints::Endpoints),
+    Explain(explain::Explain),
+    Rollout(rollout::Rollout),
+    Wait(wait::Wait),
+    Import(import::Import),
+    Net(net::Net),
 }
 
 /// Runs the program. Exit codes: 0 done, 64 bad usage or config, 1 failed.
@@ -50,16 +64,23 @@ pub fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    let done = match cli.command {
+    let done = |()| ExitCode::SUCCESS;
+    let ended = match cli.command {
         Command::Run(run) => run.run(),
-        Command::Check(check) => check.run(),
-        Command::Demo(demo) => demo.run(),
-        Command::Schema(schema) => schema.run(),
-        Command::Services(services) => services.run(),
-        Command::Endpoints(endpoints) => endpoints.run(),
+        Command::Register(register) => register.run(),
+        Command::Check(check) => check.run().map(done),
+        Command::Demo(demo) => demo.run().map(done),
+        Command::Schema(schema) => schema.run().map(done),
+        Command::Services(services) => services.run().map(done),
+        Command::Endpoints(endpoints) => endpoints.run().map(done),
+        Command::Explain(explain) => explain.run().map(done),
+        Command::Rollout(rollout) => rollout.run().map(done),
+        Command::Wait(wait) => wait.run().map(done),
+        Command::Import(import) => import.run(),
+        Command::Net(net) => net.run(),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
+    match ended {
+        Ok(code) => code,
         Err(error) => {
             eprintln!("{error:#}");
             ExitCode::from(if error.is::<config::Errors>() { EXIT_USAGE } else { EXIT_FAILED })
@@ -87,7 +108,9 @@ pub struct ConfigArgs {
     #[arg(short, long = "config", value_name = "FILE", env = "PILLION_CONFIG", conflicts_with = "file")]
     config: Option<PathBuf>,
     /// A registry, instead of those in the file: `consul://HOST:PORT`, `etcd://HOST:PORT/PREFIX?layout=LAYOUT`,
-    /// `file:PATH`, `embedded:`. Can be given several times [env: PILLION_REGISTRY].
+    /// `zookeeper://HOST:PORT?layout=LAYOUT`, `nacos://HOST:PORT/NAMESPACE?group=GROUP`, `eureka://HOST:PORT`, `kubernetes:`,
+    /// `redis://HOST:PORT`, `dns://IP/NAME`, `xds://HOST:PORT`, `file:PATH`, `embedded:`. Can be given several times [env:
+    /// PILLION_REGISTRY].
     #[arg(long, value_name = "URL")]
     registry: Vec<String>,
     /// Where the egress listener listens, e.g. 127.0.0.1:4140 [env: PILLION_LISTEN].
@@ -109,19 +132,22 @@ impl ConfigArgs {
         self.file.as_ref().or(self.config.as_ref())
     }
 
-    fn load(&self) -> Result<config::Loaded, config::Errors> {
-        let overrides = Overrides {
+    fn overrides(&self) -> Overrides {
+        Overrides {
             registry: self.registry.clone(),
             listen: self.listen.clone(),
             admin: self.admin.clone(),
             workers: self.workers.clone(),
             log_level: self.log_level.clone(),
-        };
+        }
+    }
+
+    fn load(&self) -> Result<config::Loaded, config::Errors> {
         let source = match self.file() {
-            Some(file) => config::Source::file(file),
-            None => config::Source::default(),
+            Some(file) => config::Origin::file(file),
+            None => config::Origin::default(),
         };
         let env: &Env = &|name| std::env::var(name).ok();
-        config::load(source.with(overrides), env)
+        config::load(source.with(self.overrides()), env)
     }
 }

@@ -63,14 +63,14 @@ fn followed(services: &[Summary]) -> String {
             service.in_flight.to_string(),
             service.requests.to_string(),
             service.failures.to_string(),
-            service.sources.iter().map(source).collect::<Vec<_>>().join(", "),
+            service.origin.sources.iter().map(source).collect::<Vec<_>>().join(", "),
         ]);
     }
     let mut out = table.print();
     // Under the table, because they are long and mostly the same for all services of a registry.
     let mut failing: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
     for service in services {
-        for Source { source, failure, .. } in &service.sources {
+        for Source { source, failure, .. } in &service.origin.sources {
             if let Some(failure) = failure {
                 failing.entry((source, failure)).or_default().push(&service.name);
             }
@@ -150,12 +150,12 @@ mod tests {
             requests: 1_204_551,
             failures: 17,
             errors: BTreeMap::new(),
-            sources,
+            origin: view::Origin { sources, ..view::Origin::default() },
         }
     }
 
     fn from(source: &str, age: Option<f64>, failure: Option<&str>) -> Source {
-        Source { source: source.into(), instances: None, age_seconds: age, failure: failure.map(Into::into) }
+        Source { source: source.into(), age_seconds: age, failure: failure.map(Into::into), ..Source::default() }
     }
 
     #[test]

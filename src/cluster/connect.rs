@@ -6,14 +6,17 @@ use super::{
 };
 use crate::{
     error::Reason,
-    net::io::Stream,
+    net::{io::Stream, loops},
     registry::{Address, Instance, Protocol},
 };
-use rustls::pki_types::ServerName;
-use socket2::{SockRef, TcpKeepalive};
-use std::{io, sync::Arc, time::Duration};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
+use rustls::{ClientConfig, pki_types::ServerName};
+use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpStream, lookup_host},
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 /// Why there is no connection. Cloned for each request that waited for it.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -35,6 +38,14 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
+    /// Whether this machine could not even try: for want of descriptors, memory or ports.
+    pub fn is_own(&self) -> bool {
+        use rustix::io::Errno;
+        let Self::Tcp(error) = self else { return false };
+        let own = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
+        own.iter().any(|own| error.raw_os_error() == Some(own.raw_os_error()))
+    }
+
     pub fn reason(&self) -> Reason {
         match self {
             Self::Timeout(_) => Reason::ConnectTimeout,
@@ -57,9 +68,33 @@ pub async fn connect(
     }
 }
 
+/// The same for bytes of which pillion knows nothing: where TLS is wanted, and they are none already (`is_tls`), it offers no
+/// protocol. `preface` is said before anything else, TLS included.
+pub async fn connect_bare(
+    endpoint: &Endpoint,
+    settings: &Settings,
+    preface: &[u8],
+    is_tls: bool,
+) -> Result<Stream, ConnectError> {
+    let limit = settings.service.timeouts.connect;
+    let open = async {
+        let address = &endpoint.instance.address;
+        let tls = if is_tls { None } else { tls_for(&endpoint.instance, settings)? };
+        let mut tcp = open_tcp(address).await?;
+        if !preface.is_empty() {
+            tcp.write_all(preface).await.map_err(|error| ConnectError::Tcp(Arc::new(error)))?;
+        }
+        match tls {
+            Some(tls) => secure(tcp, address, tls, &tls.bare).await.map(Box::new).map(Stream::Tls),
+            None => Ok(Stream::Tcp(tcp)),
+        }
+    };
+    tokio::time::timeout(limit, open).await.unwrap_or(Err(ConnectError::Timeout(limit)))
+}
+
 /// Finds out within half a minute that a host is gone, also while nothing is sent. The kernel's, not HTTP/2's pings: gRPC
 /// servers take more than one of those in five minutes for an attack and hang up.
-fn keepalive() -> TcpKeepalive {
+pub fn keepalive() -> TcpKeepalive {
     TcpKeepalive::new().with_time(Duration::from_secs(15)).with_interval(Duration::from_secs(5)).with_retries(3)
 }
 
@@ -88,14 +123,51 @@ pub fn tls_for<'s>(instance: &Instance, settings: &'s Settings) -> Result<Option
 
 pub async fn open_tcp(address: &Address) -> Result<TcpStream, ConnectError> {
     let tcp = match address {
-        Address::Ip(address) => TcpStream::connect(address).await,
-        Address::Name { host, port } => TcpStream::connect((host.as_str(), *port)).await,
+        Address::Ip(address) => open_to(*address).await,
+        Address::Name { host, port } => open_to_any(host, *port).await,
     };
     let tcp = tcp.map_err(|error| ConnectError::Tcp(Arc::new(error)))?;
     // Small requests must not wait for the previous one's acknowledgement. Failure costs latency only.
     let _ = tcp.set_nodelay(true);
     let _ = SockRef::from(&tcp).set_tcp_keepalive(&keepalive());
     Ok(tcp)
+}
+
+/// To the first of a name's addresses that takes it.
+async fn open_to_any(host: &str, port: u16) -> io::Result<TcpStream> {
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in lookup_host((host, port)).await? {
+        match open_to(address).await {
+            Ok(tcp) => return Ok(tcp),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}
+
+async fn open_to(address: SocketAddr) -> io::Result<TcpStream> {
+    if !loops::are_watched() {
+        return TcpStream::connect(address).await;
+    }
+    // As tokio does it; but its own address is remembered as soon as there is one. Should it be back before that, it goes round
+    // once more, and that one is known.
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), None)?;
+    match socket.connect(&address.into()) {
+        Err(error) if error.raw_os_error() != Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => return Err(error),
+        _ => {}
+    }
+    let own = socket.local_addr()?.as_socket().map(|local| loops::Own::opening(local, address));
+    let tcp = TcpStream::from_std(socket.into())?;
+    tcp.writable().await?;
+    match tcp.take_error()? {
+        Some(error) => Err(error),
+        None => {
+            if let Some(own) = own {
+                own.opened();
+            }
+            Ok(tcp)
+        }
+    }
 }
 
 /// Gives what the peer speaks: `wanted`, or what ALPN settled.
@@ -105,26 +177,34 @@ pub async fn open_tls(
     tls: &UpstreamTls,
     wanted: Option<Protocol>,
 ) -> Result<(Stream, Protocol), ConnectError> {
+    let config = match wanted {
+        Some(Protocol::Http1) => &tls.http1,
+        Some(Protocol::Http2) => &tls.http2,
+        None => &tls.either,
+    };
+    let stream = secure(tcp, address, tls, config).await?;
+    let settled = match stream.get_ref().1.alpn_protocol() {
+        Some(b"h2") => Protocol::Http2,
+        _ => wanted.unwrap_or(Protocol::Http1),
+    };
+    Ok((Stream::Tls(Box::new(stream)), settled))
+}
+
+/// TLS on a connection to `address`.
+async fn secure(
+    tcp: TcpStream,
+    address: &Address,
+    tls: &UpstreamTls,
+    config: &Arc<ClientConfig>,
+) -> Result<TlsStream<TcpStream>, ConnectError> {
     let host = match (&tls.server_name, address) {
         (Some(name), _) => name.clone(),
         (None, Address::Name { host, .. }) => host.clone(),
         (None, Address::Ip(address)) => address.ip().to_string(),
     };
     let name = ServerName::try_from(host.clone()).map_err(|_| ConnectError::ServerName(host))?;
-    let config = match wanted {
-        Some(Protocol::Http1) => &tls.http1,
-        Some(Protocol::Http2) => &tls.http2,
-        None => &tls.either,
-    };
-    let stream = TlsConnector::from(config.clone())
-        .connect(name, tcp)
-        .await
-        .map_err(|error| ConnectError::Tls(Arc::new(error)))?;
-    let settled = match stream.get_ref().1.alpn_protocol() {
-        Some(b"h2") => Protocol::Http2,
-        _ => wanted.unwrap_or(Protocol::Http1),
-    };
-    Ok((Stream::Tls(Box::new(stream)), settled))
+    let connected = TlsConnector::from(config.clone()).connect(name, tcp).await;
+    connected.map_err(|error| ConnectError::Tls(Arc::new(error)))
 }
 
 #[cfg(test)]

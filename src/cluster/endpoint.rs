@@ -53,6 +53,8 @@ pub struct Live {
     checked: ArcSwapOption<Checked>,
     /// Whether its registry no longer lists it.
     gone: AtomicBool,
+    /// Whether it is in the table no more.
+    left: AtomicBool,
 }
 
 impl Live {
@@ -70,6 +72,7 @@ impl Live {
             health: Health::default(),
             checked: ArcSwapOption::empty(),
             gone: AtomicBool::new(false),
+            left: AtomicBool::new(false),
         }
     }
 
@@ -85,6 +88,16 @@ impl Live {
     /// Whether its registry no longer lists it, and it stays in use only because its checks pass.
     pub fn is_gone(&self) -> bool {
         self.gone.load(Relaxed)
+    }
+
+    /// Whether it was taken out of the table: nothing new is sent there. It does not come back; its address may, with other
+    /// numbers.
+    pub fn has_left(&self) -> bool {
+        self.left.load(Relaxed)
+    }
+
+    pub(super) fn leave(&self) {
+        self.left.store(true, Relaxed);
     }
 
     pub fn set_gone(&self, gone: bool) {

@@ -1,5 +1,6 @@
 //! One set of endpoints with one balancer per service, and the table of all of them.
 
+pub mod addresses;
 pub mod balance;
 mod bucket;
 pub mod budget;
@@ -10,6 +11,7 @@ pub mod health;
 pub mod latencies;
 pub mod limit;
 pub mod outlier;
+pub mod subset;
 pub mod table;
 
 /// What threads share. `tests/interleavings.rs` puts a model checker's in their place.

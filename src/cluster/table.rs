@@ -3,27 +3,37 @@
 //! Readers take what is published without a lock; the one writer is `discovery`, on the control thread.
 
 use super::{
+    addresses::{Addresses, Changes, Owner},
     balance::{Ask, HashBy, Key, Selector, penalty},
     budget::Budget,
     endpoint::{Endpoint, InFlight, Live},
     health::{Choice, Outcome, Standing},
     latencies::Latencies,
-    limit::Limits,
+    limit::{Gate, Limits},
+    subset::{self, Selectors, Settled, Subset, Within},
 };
 use crate::{
     config::Service,
+    error::{ProxyError, Reason},
     registry::{Address, Instance, Protocol},
-    telemetry::{labels::EndpointState, metrics::ServiceMetrics},
+    route,
+    telemetry::{
+        labels::EndpointState,
+        metrics::{MirrorMetrics, ServiceMetrics},
+    },
 };
 use arc_swap::{ArcSwap, Guard};
-use http::request;
+use http::{HeaderMap, request};
 use rustls::ClientConfig;
 use std::{
-    collections::HashMap,
-    net::IpAddr,
+    collections::{HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{
+            AtomicBool,
+            Ordering::{AcqRel, Relaxed},
+        },
     },
     time::Duration,
 };
@@ -38,6 +48,7 @@ type Map = HashMap<Arc<str>, Arc<Cluster>, foldhash::fast::FixedState>;
 #[derive(Debug, Default)]
 pub struct Table {
     clusters: ArcSwap<Map>,
+    addresses: Addresses,
 }
 
 impl Table {
@@ -59,12 +70,20 @@ impl Table {
         self.len() == 0
     }
 
+    /// The service that this address belongs to, of all that are followed.
+    pub fn owner(&self, address: SocketAddr) -> Option<Owner> {
+        self.addresses.owner(address, || self.all())
+    }
+
     pub fn insert(&self, cluster: Arc<Cluster>) {
+        // It may have been listed before.
+        let _ = cluster.changes.set(self.addresses.changes().clone());
         self.clusters.rcu(|old| {
             let mut new = Map::clone(old);
             new.insert(cluster.name.clone(), cluster.clone());
             new
         });
+        self.addresses.changed();
     }
 
     pub fn remove(&self, service: &str) {
@@ -73,6 +92,7 @@ impl Table {
             new.remove(service);
             new
         });
+        self.addresses.changed();
     }
 }
 
@@ -95,6 +115,8 @@ pub struct Cluster {
     bell: Arc<Notify>,
     /// Only where requests are hedged by a percentile.
     latencies: OnceLock<Box<Latencies>>,
+    /// Only once it is in a table: those that concern its addresses.
+    changes: OnceLock<Changes>,
 }
 
 /// How requests for a service are carried, worked out once per change of the config.
@@ -105,6 +127,12 @@ pub struct Settings {
     pub tls: Option<Arc<UpstreamTls>>,
     /// The zone that this pillion is in.
     pub zone: Option<String>,
+    /// Where neither config nor registry says what the upstreams speak: what the request came by.
+    pub same_protocol: bool,
+    /// Its routes, where it has routes or subsets.
+    pub routes: Option<Arc<route::Table>>,
+    /// The limits of each route, by its number; empty where none has any.
+    pub gates: Box<[Option<Arc<Gate>>]>,
 }
 
 /// TLS settings towards one service's upstreams, per protocol that is offered.
@@ -113,6 +141,8 @@ pub struct UpstreamTls {
     pub http1: Arc<ClientConfig>,
     pub http2: Arc<ClientConfig>,
     pub either: Arc<ClientConfig>,
+    /// Offers none.
+    pub bare: Arc<ClientConfig>,
     /// The name that certificates must have; the address's own host by default.
     pub server_name: Option<String>,
 }
@@ -122,10 +152,11 @@ pub struct UpstreamTls {
 pub struct Snapshot {
     pub settings: Arc<Settings>,
     pub endpoints: Box<[Arc<Endpoint>]>,
-    selector: Selector,
-    /// Where one process has an address for gRPC and another for plain HTTP, as with Kratos: those for gRPC.
-    grpc: Option<Selector>,
+    selectors: Selectors,
+    pub subsets: Box<[Subset]>,
     hash_by: Option<HashBy>,
+    /// The numbers of each route's copies, by its number; empty where no route makes any.
+    mirrors: Box<[Option<Arc<MirrorMetrics>>]>,
     pub state: State,
 }
 
@@ -144,7 +175,7 @@ impl Cluster {
     /// `bell` calls whoever is to [`take_review`](Self::take_review).
     pub fn new(name: &str, settings: Arc<Settings>, metrics: Arc<ServiceMetrics>, bell: Arc<Notify>) -> Self {
         let limits = Arc::new(Limits::new(metrics.clone(), &settings.service.limits));
-        let snapshot = Snapshot::new(settings, Box::new([]), State::Pending);
+        let snapshot = Snapshot::new(settings, Box::new([]), State::Pending, &metrics);
         Self {
             name: name.into(),
             retries: Arc::new(Budget::counting_in(metrics.retries_active.clone())),
@@ -157,6 +188,7 @@ impl Cluster {
             reviewing: AtomicBool::new(false),
             bell,
             latencies: OnceLock::new(),
+            changes: OnceLock::new(),
         }
     }
 
@@ -201,7 +233,12 @@ impl Cluster {
             || (old.settings.service.tls == settings.service.tls
                 && old.settings.service.protocol == settings.service.protocol);
         let endpoints = if same_peers { carry_over(&old.endpoints, instances) } else { carry_over(&[], instances) };
-        self.snapshot.store(Arc::new(Snapshot::new(settings.clone(), endpoints, state)));
+        let new = Arc::new(Snapshot::new(settings.clone(), endpoints, state, &self.metrics));
+        mark_those_that_left(&old.endpoints, &new.endpoints);
+        self.snapshot.store(new);
+        if let Some(changes) = self.changes.get() {
+            changes.fetch_add(1, AcqRel);
+        }
         self.metrics.table_swaps.inc();
         self.recount();
         self.announce();
@@ -217,7 +254,9 @@ impl Cluster {
     pub fn recount(&self) {
         let (snapshot, now) = (self.load(), Instant::now());
         let before = self.metrics.panicking.get() != 0;
-        let panicking = snapshot.recount(now);
+        // Those that are gone and fail leave the table right after this; that is no panic.
+        let leaving = snapshot.endpoints.iter().all(|endpoint| endpoint.live.is_gone());
+        let panicking = snapshot.recount(now) && !leaving;
         match (before, panicking) {
             (false, true) => {
                 tracing::warn!(service = %self.name, "panic: too few endpoints are available, so all are used");
@@ -226,6 +265,9 @@ impl Cluster {
             _ => {}
         }
         self.metrics.panicking.set(i64::from(panicking));
+        if snapshot.state == State::Known {
+            snapshot.subsets.iter().for_each(|subset| self.tell_if_empty(subset, &snapshot.subsets));
+        }
         let mut counts = [0; EndpointState::COUNT];
         for endpoint in &snapshot.endpoints {
             let state = match endpoint.live.health.standing(now) {
@@ -238,6 +280,18 @@ impl Cluster {
             counts[state as usize] += 1;
         }
         counts.into_iter().enumerate().for_each(|(state, count)| self.metrics.endpoints.set(state, count));
+    }
+
+    fn tell_if_empty(&self, subset: &Subset, all: &[Subset]) {
+        let now = i64::try_from(subset.available()).unwrap_or(i64::MAX);
+        let (service, name, before) = (&self.name, &subset.name, subset.metrics.available.get());
+        if now == 0 && before != 0 {
+            let instead = subset.when_empty(all);
+            tracing::warn!(%service, subset = %name, when_empty = instead, "a subset is empty: nobody in it can take requests");
+        } else if now > 0 && before == 0 {
+            tracing::info!(%service, subset = %name, endpoints = now, "a subset can take requests again");
+        }
+        subset.metrics.available.set(now);
     }
 
     /// Takes note of what came of a request.
@@ -289,24 +343,96 @@ impl Settings {
 }
 
 impl Snapshot {
-    fn new(settings: Arc<Settings>, endpoints: Box<[Arc<Endpoint>]>, state: State) -> Self {
-        let balance = &settings.service.balance;
-        let selector =
-            |wanted: fn(&Endpoint) -> bool| Selector::new(balance, settings.zone.as_deref(), &endpoints, wanted);
-        let for_grpc = endpoints.iter().filter(|endpoint| endpoint.is_for_grpc()).count();
-        let (selector, grpc) = if for_grpc == 0 || for_grpc == endpoints.len() {
-            (selector(|_| true), None)
-        } else {
-            (selector(|endpoint| !endpoint.is_for_grpc()), Some(selector(Endpoint::is_for_grpc)))
+    fn new(settings: Arc<Settings>, endpoints: Box<[Arc<Endpoint>]>, state: State, metrics: &ServiceMetrics) -> Self {
+        let (balance, zone) = (&settings.service.balance, settings.zone.as_deref());
+        let selectors = Selectors::new(balance, zone, &endpoints, |_| true);
+        let subsets = Subset::all(&settings.service, zone, &endpoints, metrics);
+        let (hash_by, mirrors) = (HashBy::new(balance), mirrors(&settings, metrics));
+        Self { settings, endpoints, selectors, subsets, hash_by, mirrors, state }
+    }
+
+    /// Where requests for this subset go now.
+    pub fn settle(&self, subset: &str) -> Settled {
+        subset::settle(&self.subsets, subset)
+    }
+
+    /// The subset that a request with these headers asks for by itself, and whether it can have it.
+    pub fn asked_for(&self, headers: &HeaderMap) -> Option<(&Arc<str>, bool)> {
+        let name = self.settings.routes.as_ref()?.asked_for(headers)?;
+        let subset = self.subsets.iter().find(|subset| subset.name == *name)?;
+        // Until the registry has answered, nobody is in any.
+        Some((&subset.name, subset.available() > 0 || subset.is_probe_due() || self.state == State::Pending))
+    }
+
+    /// Whether any registry knows the service of this name, for whose first answer so long was waited.
+    pub fn is_known(&self, service: &str, waited: Duration) -> Result<(), ProxyError> {
+        match self.state {
+            State::Known => Ok(()),
+            State::Unknown => {
+                let detail = format!("no registry knows a service `{service}`");
+                Err(ProxyError::new(Reason::UnknownService, detail))
+            }
+            State::Pending => {
+                let detail = format!(
+                    "not all registries have answered about `{service}`, and none lists it; {waited:?} are allowed"
+                );
+                Err(ProxyError::new(Reason::DiscoveryTimeout, detail))
+            }
+        }
+    }
+
+    /// Why a request that may go `within` these gets none.
+    pub fn no_endpoints(&self, within: Within) -> ProxyError {
+        let count = self.endpoints.len();
+        let detail = match self.subsets.get(within.index()) {
+            Some(subset) => {
+                let (name, of) = (&subset.name, subset.selectors.usable());
+                let instead = subset.when_empty(&self.subsets);
+                format!(
+                    "none of the {of} endpoints in the subset `{name}` can take requests, and `when_empty` is `{instead}`"
+                )
+            }
+            None if count == 0 => "the service has no endpoints".to_owned(),
+            None => {
+                let health = self.endpoints.iter().map(|endpoint| &endpoint.live.health);
+                let why = match health.filter(|health| health.is_shut()).count() {
+                    0 => String::new(),
+                    unhealthy => format!("; {unhealthy} fail their health checks"),
+                };
+                format!("none of the service's {count} endpoints can take requests{why}")
+            }
         };
-        let hash_by = HashBy::new(balance);
-        Self { settings, endpoints, selector, grpc, hash_by, state }
+        ProxyError::new(Reason::NoEndpoints, detail)
+    }
+
+    /// Whether a request may go to each of the endpoints now, where it is for those.
+    pub fn eligible(&self, is_grpc: bool, Settled { within, first, .. }: Settled) -> Vec<bool> {
+        let mut eligible = vec![false; self.endpoints.len()];
+        let indices = self.selector(within, is_grpc).eligible(&self.endpoints);
+        let probe = if first == within { None } else { self.selector(first, is_grpc).due() };
+        indices.chain(probe).for_each(|index| eligible[index] = true);
+        eligible
+    }
+
+    fn selector(&self, within: Within, is_grpc: bool) -> &Selector {
+        self.subsets.get(within.index()).map_or(&self.selectors, |subset| &subset.selectors).of(is_grpc)
+    }
+
+    /// The numbers of the copies that the route of this number makes.
+    pub fn mirror(&self, route: usize) -> Option<&Arc<MirrorMetrics>> {
+        self.mirrors.get(route)?.as_ref()
     }
 
     /// What a request is to be chosen by, where the policy goes by something in it, and it has that. `in_flight`: requests
     /// to the service, this one included.
     pub fn key(&self, request: &request::Parts, source: IpAddr, in_flight: i64) -> Option<Key> {
         let hash = self.hash_by.as_ref()?.hash(request, source)?;
+        Some(Key::new(hash, in_flight))
+    }
+
+    /// The same for a connection of which only its source is known.
+    pub fn key_of_source(&self, source: IpAddr, in_flight: i64) -> Option<Key> {
+        let hash = self.hash_by.as_ref()?.hash_of_source(source)?;
         Some(Key::new(hash, in_flight))
     }
 
@@ -318,7 +444,7 @@ impl Snapshot {
         tried: &[Arc<Endpoint>],
         now: Instant,
     ) -> Option<(&Arc<Endpoint>, Choice)> {
-        let selector = self.grpc.as_ref().filter(|_| is_grpc).unwrap_or(&self.selector);
+        let selector = self.selector(ask.within, is_grpc);
         selector.pick(&self.endpoints, ask, tried, now).map(|(index, choice)| (&self.endpoints[index], choice))
     }
 
@@ -333,26 +459,26 @@ impl Snapshot {
         let long = penalty(&self.settings.service.balance, asked);
         if !long.is_zero() {
             let until = live.penalise(long, now);
-            self.selectors().for_each(|selector| selector.penalised(until));
+            self.all_selectors().for_each(|selectors| selectors.penalised(until));
         }
     }
 
     /// Whether who gets how much, or a probe, changes by itself: where the endpoints are in parts, or one is kept out.
     pub fn changes_with_time(&self) -> bool {
-        self.selectors().any(Selector::is_split) || self.endpoints.iter().any(|e| !e.live.health.is_available())
+        self.all_selectors().any(Selectors::is_split) || self.endpoints.iter().any(|e| !e.live.health.is_available())
     }
 
-    fn selectors(&self) -> impl Iterator<Item = &Selector> {
-        [Some(&self.selector), self.grpc.as_ref()].into_iter().flatten()
+    fn all_selectors(&self) -> impl Iterator<Item = &Selectors> {
+        [&self.selectors].into_iter().chain(self.subsets.iter().map(|subset| &subset.selectors))
     }
 
     /// Counts anew who is available. Returns whether so few are that all are used.
     fn recount(&self, now: Instant) -> bool {
         let threshold = self.settings.service.panic_threshold;
-        self.selectors().fold(false, |panicking, selector| {
-            selector.recount(&self.endpoints, threshold, now);
-            panicking || selector.is_panicking()
-        })
+        for subset in &self.subsets {
+            subset.recount(&self.endpoints, threshold, now);
+        }
+        self.selectors.recount(&self.endpoints, threshold, now).panicking
     }
 
     /// The number of endpoints that take requests now.
@@ -362,8 +488,31 @@ impl Snapshot {
 
     /// The number of endpoints that can be picked.
     pub fn usable(&self) -> usize {
-        self.selectors().map(Selector::usable).sum()
+        self.selectors.usable()
     }
+}
+
+/// The numbers of each route's copies; nothing where no route makes any.
+fn mirrors(settings: &Settings, metrics: &ServiceMetrics) -> Box<[Option<Arc<MirrorMetrics>>]> {
+    let routes = settings.routes.as_ref().map_or(&[][..], |table| &table.routes);
+    if routes.iter().all(|route| route.mirror.is_none()) {
+        return Box::default();
+    }
+    let one = |route: &route::Route| {
+        let config = &route.mirror.as_ref()?.config;
+        let metrics = metrics.mirror(&route.name, &config.to.to_string());
+        if config.compare {
+            metrics.compared();
+        }
+        Some(metrics)
+    };
+    routes.iter().map(one).collect()
+}
+
+/// Tells those that `new` has no more, for connections that are still open to them.
+fn mark_those_that_left(old: &[Arc<Endpoint>], new: &[Arc<Endpoint>]) {
+    let staying: HashSet<u64, foldhash::fast::FixedState> = new.iter().map(|endpoint| endpoint.live.key).collect();
+    old.iter().filter(|endpoint| !staying.contains(&endpoint.live.key)).for_each(|endpoint| endpoint.live.leave());
 }
 
 /// What makes two descriptions the same peer. Ids are not part of it: some frameworks make a new one at each start.

@@ -97,3 +97,24 @@ async fn the_first_answer_wakes_those_who_wait() {
         assert_eq!(asked.elapsed(), Duration::from_secs(waited), "the first waits, the others do not");
     }
 }
+
+#[tokio::test]
+async fn a_version_that_a_request_asks_for_is_granted_while_the_registry_has_not_answered_or_somebody_has_it() {
+    let service: Service = crate::config::read("service", b"subsets: { canary: { version: v2 } }").unwrap();
+    let routes = route::Table::new("s", &service).map(Arc::new);
+    let settings = Arc::new(Settings { service, routes, ..Settings::default() });
+    let cluster = cluster(settings.clone());
+    let headers = HeaderMap::from_iter([("x-version".parse().unwrap(), "canary".parse().unwrap())]);
+    let granted =
+        |cluster: &Cluster| cluster.load().asked_for(&headers).map(|(name, granted)| (name.to_string(), granted));
+    assert_eq!(granted(&cluster), Some(("canary".into(), true)), "it is not known yet");
+    cluster.publish(&settings, &[instance("a", 1, 1)], State::Known);
+    assert_eq!(granted(&cluster), Some(("canary".into(), false)), "nobody has it");
+    let mut canary = instance("b", 2, 1);
+    canary.labels.insert("version".into(), "v2".into());
+    cluster.publish(&settings, &[instance("a", 1, 1), canary], State::Known);
+    assert_eq!(granted(&cluster), Some(("canary".into(), true)));
+    let other = HeaderMap::from_iter([("x-version".parse().unwrap(), "beta".parse().unwrap())]);
+    assert_eq!(cluster.load().asked_for(&other), None, "no subset of that name");
+    assert_eq!(cluster.load().asked_for(&HeaderMap::new()), None);
+}

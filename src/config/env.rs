@@ -8,6 +8,9 @@ use super::{
 /// How the environment is asked, so that tests need not change the process's own.
 pub type Env<'a> = dyn Fn(&str) -> Option<String> + 'a;
 
+/// Variables in which a service manager speaks to pillion alone. A child that had them could speak in its name.
+pub const NOT_FOR_CHILDREN: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"];
+
 /// Expands every value from here down; keys stay as they are.
 ///
 /// As in a shell, `:-` also replaces an empty variable. `$${` stands for a plain `${`, and a `$` without `{` for itself.

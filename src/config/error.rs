@@ -153,7 +153,7 @@ impl fmt::Display for Errors {
 impl std::error::Error for Errors {}
 
 /// A text short enough to quote in a message.
-pub(super) fn shorten(text: &str) -> String {
+pub fn shorten(text: &str) -> String {
     const MOST: usize = 60;
     match text.char_indices().nth(MOST) {
         Some((end, _)) => format!("{}…", &text[..end]),

@@ -131,6 +131,9 @@ fn registries(root: &mut Node, urls: &[String], place: Place, faults: &mut Fault
             service.node.remove("sources");
         }
     }
+    if let Some(Value::List(list)) = root.get_mut("register").map(|register| &mut register.value) {
+        list.iter_mut().for_each(|register| register.remove("registry"));
+    }
 }
 
 /// Puts `defaults` under each service: what a service does not set, it takes from there, map by map; lists and single
@@ -148,6 +151,52 @@ pub(super) fn merge_defaults(root: &mut Node) {
         for service in services {
             let own = service.node.get("fallback").is_some_and(has_kind);
             merge_under(&mut service.node, if own { &without_fallback } else { &defaults });
+        }
+    }
+}
+
+/// Connections live long, and are spread by how many there are: a service that a TCP listener names is balanced so where
+/// neither it nor `defaults` says anything else.
+pub(super) fn spread_connections(root: &mut Node) {
+    let listeners = root.get("listeners").map_or(&[][..], Node::elements);
+    let is_tcp = |listener: &&Node| matches!(listener.get("protocol").and_then(Node::text), Some("tcp" | "udp"));
+    let named = listeners.iter().filter(is_tcp).filter_map(|listener| {
+        let service = listener.get("service")?;
+        Some((service.text().filter(|name| !name.is_empty())?.to_owned(), service.place))
+    });
+    let named: Vec<_> = named.collect();
+    let defaults = root.get("defaults").cloned();
+    for (name, place) in named {
+        let mut balance = Node::map(place);
+        balance.set("policy", Node::scalar("least-connections", place));
+        let mut under = Node::map(place);
+        under.set("balance", balance);
+        if root.get("services").is_none_or(Node::is_null) {
+            root.set("services", Node::map(place));
+        }
+        let Some(services) = root.get_mut("services") else { return };
+        if services.get(&name).is_none() {
+            services.set(&name, defaults.clone().unwrap_or_else(|| Node::map(place)));
+        }
+        if let Some(service) = services.get_mut(&name) {
+            merge_under(service, &under);
+        }
+    }
+}
+
+/// Puts a service's settings under those of its routes that add to them.
+pub(super) fn merge_into_routes(root: &mut Node) {
+    let Some(Value::Map(services)) = root.get_mut("services").map(|services| &mut services.value) else { return };
+    services.iter_mut().for_each(|service| merge_service_into_routes(&mut service.node));
+}
+
+/// The same for one service.
+pub(super) fn merge_service_into_routes(service: &mut Node) {
+    for key in ["timeouts", "retry", "hedge"] {
+        let Some(base) = service.get(key).cloned() else { continue };
+        let Some(Value::List(routes)) = service.get_mut("routes").map(|routes| &mut routes.value) else { return };
+        for own in routes.iter_mut().filter_map(|route| route.get_mut(key)) {
+            merge_under(own, &base);
         }
     }
 }

@@ -1,9 +1,9 @@
 //! From a file, flags and the environment to a checked [`Config`].
 
 use super::{
-    Config, Listener, Registry, Service,
+    Config, FixedResponse, Listener, RegisterPort, Registry, Service,
     env::{self, Env},
-    error::{Errors, Faults, Path, Place},
+    error::{Errors, Faults, Path, Place, Step},
     layers::{self, Overrides},
     read::from_tree,
     tree::{self, Fate, Node},
@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 /// Where a config comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Source {
+pub struct Origin {
     pub input: Input,
     pub overrides: Overrides,
 }
@@ -40,7 +40,7 @@ pub struct Loaded {
     pub tree: Node,
 }
 
-impl Source {
+impl Origin {
     pub fn file(path: impl Into<PathBuf>) -> Self {
         Self { input: Input::File(path.into()), overrides: Overrides::default() }
     }
@@ -57,7 +57,7 @@ impl Source {
 
 /// Reads, layers and checks. All that is wrong is reported at once, except that nothing more can be said about a file
 /// that is not YAML.
-pub fn load(source: Source, env: &Env<'_>) -> Result<Loaded, Errors> {
+pub fn load(source: Origin, env: &Env<'_>) -> Result<Loaded, Errors> {
     let mut faults = Faults::default();
     let (name, base, bytes) = match source.input {
         Input::None => (None, None, Some(Vec::new())),
@@ -83,6 +83,8 @@ pub fn load(source: Source, env: &Env<'_>) -> Result<Loaded, Errors> {
             defaults.fate = Fate::Pruned;
         }
         layers::merge_defaults(&mut root);
+        layers::spread_connections(&mut root);
+        layers::merge_into_routes(&mut root);
         let mut config: Config = from_tree(&mut root, &Path::default(), &mut faults)?;
         if let Some(base) = base {
             resolve_paths(&mut config, &root, &base);
@@ -103,11 +105,23 @@ pub fn load(source: Source, env: &Env<'_>) -> Result<Loaded, Errors> {
 fn resolve_paths(config: &mut Config, root: &Node, base: &std::path::Path) {
     let registries_given = root.get("registries").is_some_and(|node| matches!(node.place, Place::Setting(_)));
     let mut paths: Vec<&mut PathBuf> = config.access_log.path.iter_mut().collect();
+    paths.extend(config.discovery.snapshot.as_mut().map(|snapshot| &mut snapshot.dir));
+    paths.extend(config.register.iter_mut().filter_map(|register| match &mut register.port {
+        Some(RegisterPort::File(path) | RegisterPort::PidFile(path)) => Some(path),
+        _ => None,
+    }));
+    paths.extend(config.upgrade.as_mut().map(|upgrade| &mut upgrade.socket));
     let mut tls: Vec<_> = Vec::new();
     for service in config.services.values_mut().chain([&mut config.defaults]) {
         tls.extend(service.tls.as_mut());
-        let response = service.fallback.as_mut().and_then(|fallback| fallback.response.as_mut());
-        paths.extend(response.and_then(|response| response.file.as_mut()));
+        let prometheus = service.rollout.as_mut().and_then(|rollout| rollout.prometheus.as_mut());
+        tls.extend(prometheus.map(|prometheus| &mut prometheus.tls));
+        let own = service.fallback.as_mut().and_then(|fallback| fallback.response.as_mut());
+        let routes = service.routes.iter_mut().flat_map(|route| {
+            let fallback = route.fallback.as_mut().and_then(|fallback| fallback.response.as_mut());
+            fallback.into_iter().chain(&mut route.respond)
+        });
+        paths.extend(own.into_iter().chain(routes).filter_map(|response| response.file.as_mut()));
     }
     if !registries_given {
         for registry in config.registries.values_mut() {
@@ -116,16 +130,27 @@ fn resolve_paths(config: &mut Config, root: &Node, base: &std::path::Path) {
                 Registry::File(file) => paths.push(&mut file.path),
                 Registry::Consul(consul) => tls.push(&mut consul.tls),
                 Registry::Etcd(etcd) => tls.push(&mut etcd.tls),
+                Registry::Redis(redis) => tls.extend(redis.tls.iter_mut().chain(&mut redis.sentinel_tls)),
+                Registry::Xds(xds) => tls.push(&mut xds.tls),
+                Registry::Dns(_) => {}
+                Registry::Zookeeper(zookeeper) => tls.push(&mut zookeeper.tls),
+                Registry::Kubernetes(kubernetes) => {
+                    paths.extend([&mut kubernetes.kubeconfig, &mut kubernetes.token_file].into_iter().flatten());
+                    tls.push(&mut kubernetes.tls);
+                }
+                Registry::Eureka(eureka) => tls.push(&mut eureka.tls),
+                Registry::Nacos(nacos) => tls.push(&mut nacos.tls),
             }
         }
     }
     paths.extend(tls.into_iter().flat_map(|tls| [&mut tls.ca, &mut tls.cert, &mut tls.key]).flatten());
-    for path in paths {
+    // An empty one is a mistake, which would be the folder's own path then.
+    for path in paths.into_iter().filter(|path| !path.as_os_str().is_empty()) {
         *path = base.join(&*path);
     }
 }
 
-/// Reads what is to be answered in place of a service: it must be there when nothing else is.
+/// Reads what is to be answered without an upstream: it must be there when nothing else is.
 fn read_contents(config: &mut Config, root: &Node, faults: &mut Faults) {
     let defaults = [(Path::default().key("defaults"), root.get("defaults"), &mut config.defaults)];
     let services = Path::default().key("services");
@@ -133,20 +158,47 @@ fn read_contents(config: &mut Config, root: &Node, faults: &mut Faults) {
         (services.key(name), root.get("services").and_then(|services| services.get(name)), service)
     });
     for (path, node, service) in defaults.into_iter().chain(named) {
-        let Some(response) = service.fallback.as_mut().and_then(|fallback| fallback.response.as_mut()) else {
-            continue;
-        };
+        read_service_contents(service, &path, node, root.place, faults);
+    }
+}
+
+/// Those of one service, which is at `node`.
+pub(super) fn read_service_contents(
+    service: &mut Service,
+    path: &Path,
+    node: Option<&Node>,
+    whole: Place,
+    faults: &mut Faults,
+) {
+    let mut read = |response: &mut FixedResponse, path: Path, node: Option<&Node>| {
         response.content = response.body.clone().unwrap_or_default().into();
-        let Some(file) = &response.file else { continue };
+        let Some(file) = &response.file else { return };
         match std::fs::read(file) {
             Ok(content) => response.content = content.into(),
             Err(error) => {
-                let way = ["fallback", "response", "file"];
-                let place = way.iter().try_fold(node, |node, key| Some(node?.get(key))).flatten();
-                let path = way.iter().fold(path, |path, key| path.key(key));
-                let message = format!("`{}` cannot be read: {error}", file.display());
-                faults.add(place.map_or(root.place, |node| node.place), path, message);
+                let place = node.and_then(|node| node.get("file")).map_or(whole, |node| node.place);
+                faults.add(place, path.key("file"), format!("`{}` cannot be read: {error}", file.display()));
             }
+        }
+    };
+    let below = |node: Option<&Node>, key| node.and_then(|node| node.get(key)).cloned();
+    if let Some(response) = service.fallback.as_mut().and_then(|fallback| fallback.response.as_mut()) {
+        let node = below(below(node, "fallback").as_ref(), "response");
+        read(response, path.key("fallback").key("response"), node.as_ref());
+    }
+    let routes = below(node, "routes");
+    // Those that were read, by their place in the list.
+    let live = routes.iter().flat_map(|routes| routes.elements().iter().enumerate());
+    let mut live = live.filter(|(_, node)| node.fate != Fate::Pruned);
+    for (number, route) in service.routes.iter_mut().enumerate() {
+        let (number, node) = live.next().map_or((number, None), |(number, node)| (number, Some(node)));
+        let path = path.key("routes").with(Step::Index(number));
+        if let Some(response) = &mut route.respond {
+            read(response, path.key("respond"), below(node, "respond").as_ref());
+        }
+        if let Some(response) = route.fallback.as_mut().and_then(|fallback| fallback.response.as_mut()) {
+            let node = below(below(node, "fallback").as_ref(), "response");
+            read(response, path.key("fallback").key("response"), node.as_ref());
         }
     }
 }

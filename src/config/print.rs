@@ -71,10 +71,16 @@ fn block_value(out: &mut String, value: &Value, indent: usize) {
 /// guarded against expansion.
 fn scalar(text: &str, value: bool) -> String {
     let guarded = if value { text.replace("${", "$${") } else { text.into() };
-    let text = guarded.as_str();
-    if is_safe(text) {
-        return guarded;
-    }
+    if is_safe(&guarded) { guarded } else { quoted(&guarded) }
+}
+
+/// The same for inside of `{ }` and `[ ]`.
+pub fn flow_scalar(text: &str, value: bool) -> String {
+    let scalar = scalar(text, value);
+    if scalar.contains(',') && !scalar.starts_with('"') { quoted(&scalar) } else { scalar }
+}
+
+fn quoted(text: &str) -> String {
     let mut out = String::from('"');
     for c in text.chars() {
         match c {

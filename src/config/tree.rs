@@ -145,6 +145,11 @@ impl Node {
         matches!(&self.value, Value::Scalar(scalar) if scalar.plain && scalar.text.is_empty())
     }
 
+    /// A scalar's text.
+    pub fn text(&self) -> Option<&str> {
+        if let Value::Scalar(scalar) = &self.value { Some(&scalar.text) } else { None }
+    }
+
     /// The entries of a map; none for anything else.
     pub fn entries(&self) -> &[Entry] {
         if let Value::Map(entries) = &self.value { entries } else { &[] }
@@ -207,6 +212,16 @@ impl Node {
 /// Reads a text with one YAML (or JSON) document. No document at all is a null. What is wrong is added to `faults`;
 /// `None` if nothing can be made of the text.
 pub fn parse(bytes: &[u8], faults: &mut Faults) -> Option<Node> {
+    let mut roots = build(bytes, false, faults)?;
+    Some(roots.pop().unwrap_or_else(|| Node::scalar("", at(1, 1))))
+}
+
+/// The same for a text with any number of documents.
+pub fn parse_all(bytes: &[u8], faults: &mut Faults) -> Option<Vec<Node>> {
+    build(bytes, true, faults)
+}
+
+fn build(bytes: &[u8], many: bool, faults: &mut Faults) -> Option<Vec<Node>> {
     let text = match std::str::from_utf8(bytes) {
         Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
         Err(error) => {
@@ -217,8 +232,15 @@ pub fn parse(bytes: &[u8], faults: &mut Faults) -> Option<Node> {
             return None;
         }
     };
-    let mut builder =
-        Builder { faults, stack: Vec::new(), root: None, anchors: HashMap::new(), aliased: 0, begun: false };
+    let mut builder = Builder {
+        faults,
+        many,
+        stack: Vec::new(),
+        roots: Vec::new(),
+        anchors: HashMap::new(),
+        aliased: 0,
+        begun: false,
+    };
     for event in Parser::new_from_str(text) {
         let step = match event {
             Ok((event, span)) => builder.take(event, place(&span.start)),
@@ -238,7 +260,7 @@ pub fn parse(bytes: &[u8], faults: &mut Faults) -> Option<Node> {
             return None;
         }
     }
-    Some(builder.root.unwrap_or_else(|| Node::scalar("", at(1, 1))))
+    Some(builder.roots)
 }
 
 fn at(line: usize, column: usize) -> Place {
@@ -253,9 +275,12 @@ fn place(marker: &Marker) -> Place {
 /// Makes the tree out of the parser's events.
 struct Builder<'a> {
     faults: &'a mut Faults,
+    /// Whether there may be several documents.
+    many: bool,
     /// The maps and lists that are open, outermost first.
     stack: Vec<Open>,
-    root: Option<Node>,
+    /// The documents that are whole.
+    roots: Vec<Node>,
     anchors: HashMap<usize, Node>,
     aliased: usize,
     begun: bool,
@@ -282,9 +307,12 @@ type Taken = Result<(), (Place, String)>;
 impl Builder<'_> {
     fn take(&mut self, event: Event<'_>, place: Place) -> Taken {
         match event {
-            Event::DocumentStart(_) if self.begun => Err((place, "a second document; expected one per file".into())),
+            Event::DocumentStart(_) if self.begun && !self.many => {
+                Err((place, "a second document; expected one per file".into()))
+            }
             Event::DocumentStart(_) => {
                 self.begun = true;
+                self.anchors.clear();
                 Ok(())
             }
             Event::Scalar(text, style, anchor, tag) => {
@@ -343,7 +371,7 @@ impl Builder<'_> {
             self.anchors.insert(anchor, node.clone());
         }
         match self.stack.last_mut().map(|open| &mut open.what) {
-            None => self.root = Some(node),
+            None => self.roots.push(node),
             Some(Collection::List(elements)) => elements.push(node),
             Some(Collection::Map { entries, seen, key }) => match key.take() {
                 None => match node.value {

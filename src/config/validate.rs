@@ -1,51 +1,107 @@
 //! What the types alone cannot hold: names that must exist, addresses that must differ, ranges, files.
 
+mod app;
 mod balance;
+mod connect;
+mod discovery;
+mod drain;
 mod fallback;
 mod health_check;
 mod limits;
+mod listener;
+mod reach;
+mod register;
+mod registries;
+mod rollout;
+mod routes;
+mod routing;
+mod udp;
 
 use super::{
-    AccessLog, Breaker, Config, ConsulRegistry, Discovery, EtcdRegistry, Hedge, Listener, Log, Outlier, Pool, Registry,
-    Retry, RetryBackoff, Service, Timeouts, Tls,
-    error::{Faults, Path, Place, Step, did_you_mean, one_of, shorten},
+    AccessLog, Breaker, Config, Hedge, ListenerProtocol, Log, Outlier, Pool, Registry, Retry, RetryBackoff,
+    RolloutStore, RouteStore, Routing, Service, Tcp, Timeouts, Tls, Upgrade,
+    error::{Faults, Path, Place, Step, shorten},
     human, log_filter,
     tree::{Fate, Node},
 };
-use std::{collections::HashSet, net::SocketAddr, time::Duration};
+use routes::Whose;
+use std::{net::SocketAddr, time::Duration};
 
 /// Longer is a slip of the pen, and far from what clocks can add up.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+
+/// What fits into the address of a unix socket, with a zero byte behind it.
+const LONGEST_SOCKET_PATH: usize = 107;
 
 /// Adds all that is wrong with `config`, which was read from `root`. Nodes that were reported before, and what was made
 /// up for them, are passed over.
 pub(super) fn check(config: &Config, root: &Node, faults: &mut Faults) {
     let spot = Spot::root(root);
     let has_zone = config.node.zone.as_ref().is_some_and(|zone| !zone.is_empty());
-    let mut check = Check { faults, registries: spot.key("registries"), has_zone };
+    let has_version = config.node.version.as_ref().is_some_and(|version| !version.is_empty());
+    let mut check = Check { faults, registries: spot.key("registries"), has_zone, has_version };
     let registries = check.registries.clone();
-    if registries.node.is_none_or(|node| node.entries().is_empty()) {
+    // Traffic for the local application alone needs none.
+    let listeners = spot.key("listeners");
+    let has_app = |index| listeners.live_item(index).key("app").node.is_some();
+    let only_inbound = !config.listeners.is_empty() && (0..config.listeners.len()).all(has_app);
+    if registries.node.is_none_or(|node| node.entries().is_empty()) && !only_inbound {
         check.fail(&registries, "there is none; expected at least one registry, or `--registry`");
     }
+    if let Some(service) = &config.node.service {
+        check.service_name(&spot.key("node").key("service"), service);
+    }
     for (name, registry) in &config.registries {
+        check.scope(&registries.key(name).key("scope"), registry.scope(), config.node.env.is_some());
         check.registry(&registries.key(name), name, registry);
     }
     check.discovery(&spot.key("discovery"), &config.discovery);
-    let listeners = spot.key("listeners");
     for (index, listener) in config.listeners.iter().enumerate() {
         check.listener(&listeners.live_item(index), listener);
     }
+    check.beside_udp(&listeners, config);
+    check.apps_are_elsewhere(config, &listeners);
     check.addresses(config, &spot);
-    check.service(&spot.key("defaults"), &config.defaults);
+    check.registrations(&spot.key("register"), config);
+    check.service(&spot.key("defaults"), Whose { config, name: None, service: &config.defaults });
     let services = spot.key("services");
     for (name, service) in &config.services {
         let spot = services.key(name);
         check.service_name(&spot, name);
-        check.service(&spot, service);
+        check.service(&spot, Whose { config, name: Some(name), service });
     }
+    check.virtual_addresses(&services, &spot.key("defaults"), config);
     check.circles(&services, &spot.key("defaults"), config);
+    let Routing { store, rollouts } = &config.routing;
+    let routing = spot.key("routing");
+    if let Some(RouteStore { registry, path }) = store {
+        check.store_path(&routing.key("store"), registry, path, config);
+    }
+    if let Some(RolloutStore { registry, path }) = rollouts {
+        check.store_path(&routing.key("rollouts"), registry, path, config);
+    }
+    check.paths_apart(&routing, config);
+    check.drain(&spot.key("drain"), &config.drain);
     check.access_log(&spot.key("access_log"), &config.access_log);
     check.log(&spot.key("log"), &config.log);
+    if let Some(upgrade) = &config.upgrade {
+        check.upgrade(&spot.key("upgrade"), upgrade);
+    }
+}
+
+/// The same for the routes of one service that were read from `root` alone. `service` is what it is with them.
+pub(super) fn check_routes(config: &Config, name: &str, service: &Service, root: &Node, faults: &mut Faults) {
+    let spot = Spot::root(root);
+    let has_zone = config.node.zone.as_ref().is_some_and(|zone| !zone.is_empty());
+    // Of no meaning here: there are no listeners.
+    let has_version = false;
+    let mut check = Check { faults, registries: spot.clone(), has_zone, has_version };
+    check.service_name(&spot, name);
+    let whose = Whose { config, name: Some(name), service };
+    check.routing(&spot, whose);
+    if let Some(rollout) = &service.rollout {
+        check.rollout(&spot.key("rollout"), rollout, whose);
+    }
 }
 
 /// A place in the config: where it is written, or where it would be.
@@ -104,6 +160,8 @@ struct Check<'f, 't> {
     registries: Spot<'t>,
     /// Whether it is known which zone this node is in.
     has_zone: bool,
+    /// Whether it is known which version of the application is beside this pillion.
+    has_version: bool,
 }
 
 impl<'t> Check<'_, 't> {
@@ -111,111 +169,6 @@ impl<'t> Check<'_, 't> {
         if !spot.dead {
             self.faults.add(spot.place, spot.path.clone(), message);
         }
-    }
-
-    fn registry(&mut self, spot: &Spot<'t>, name: &str, registry: &Registry) {
-        if name.is_empty() || name.chars().any(|c| c.is_control() || c.is_whitespace()) {
-            self.fail(spot, "expected a name without spaces");
-        }
-        match registry {
-            Registry::Embedded(embedded) => {
-                self.at_least(&spot.key("ttl"), embedded.ttl, Duration::from_secs(1));
-                self.path(&spot.key("persist"), embedded.persist.as_deref());
-            }
-            Registry::File(file) => self.path(&spot.key("path"), Some(&file.path)),
-            Registry::Consul(consul) => self.consul(spot, consul),
-            Registry::Etcd(etcd) => self.etcd(spot, etcd),
-        }
-    }
-
-    fn consul(&mut self, spot: &Spot<'t>, consul: &ConsulRegistry) {
-        let secure = self.url(&spot.key("address"), &consul.address);
-        self.client_tls(&spot.key("tls"), &consul.tls, secure);
-        if let Some(token) = &consul.token
-            && (token.expose().is_empty() || http::HeaderValue::from_str(token.expose()).is_err())
-        {
-            self.fail(&spot.key("token"), "expected a token: not empty, and of characters that a header can carry");
-        }
-        if consul.dc.as_deref() == Some("") {
-            self.fail(&spot.key("dc"), "found an empty text; expected a datacenter's name");
-        }
-        self.none_empty(&spot.key("tags"), &consul.tags);
-        let wait = spot.key("wait");
-        self.at_least(&wait, consul.wait, Duration::from_secs(1));
-        if consul.wait > Duration::from_secs(600) {
-            self.fail(&wait, "expected at most `10m`, which is the most that Consul grants");
-        }
-    }
-
-    fn etcd(&mut self, spot: &Spot<'t>, etcd: &EtcdRegistry) {
-        let endpoints = spot.key("endpoints");
-        if etcd.endpoints.is_empty() && endpoints.elements().is_empty() {
-            self.fail(&endpoints, "the list is empty; expected at least one `http://HOST:PORT` or `https://HOST:PORT`");
-        }
-        let mut secure = None;
-        for (index, url) in etcd.endpoints.iter().enumerate() {
-            let spot = endpoints.live_item(index);
-            let this = self.url(&spot, url);
-            if let (Some(first), Some(this)) = (secure, this)
-                && first != this
-            {
-                self.fail(
-                    &spot,
-                    format!("`{}` and the first endpoint differ; expected all `http` or all `https`", shorten(url)),
-                );
-            }
-            secure = secure.or(this);
-        }
-        self.client_tls(&spot.key("tls"), &etcd.tls, secure);
-        match (&etcd.user, &etcd.password) {
-            (Some(_), None) if !spot.key("password").dead => {
-                self.fail(&spot.key("user"), "`user` goes with `password`, which is missing")
-            }
-            (None, Some(_)) if !spot.key("user").dead => {
-                self.fail(&spot.key("password"), "`password` goes with `user`, which is missing")
-            }
-            _ => {}
-        }
-        if etcd.prefix.as_deref().is_some_and(|prefix| prefix.chars().any(char::is_control)) {
-            self.fail(&spot.key("prefix"), "expected a prefix without control characters");
-        }
-    }
-
-    /// Whether it is https, if it is a URL at all.
-    fn url(&mut self, spot: &Spot<'t>, url: &str) -> Option<bool> {
-        let expected = "expected `http://HOST:PORT` or `https://HOST:PORT`";
-        // Whatever stands before an `@` may be a password.
-        if url.contains('@') {
-            self.fail(spot, format!("a user in the address; {expected}"));
-            return None;
-        }
-        let parts = url.parse::<http::Uri>().ok().map(http::Uri::into_parts);
-        let secure = match parts.as_ref().and_then(|parts| parts.scheme.as_ref()).map(http::uri::Scheme::as_str) {
-            Some("http") => Some(false),
-            Some("https") => Some(true),
-            _ => None,
-        };
-        let authority = parts.as_ref().and_then(|parts| parts.authority.as_ref());
-        let bare =
-            parts.as_ref().and_then(|parts| parts.path_and_query.as_ref()).is_none_or(|rest| rest.as_str() == "/");
-        // A port that is no number is left in the authority unread.
-        let port = authority.is_some_and(|authority| match authority.as_str().rsplit_once(':') {
-            Some((_, port)) if !port.ends_with(']') => port.parse().is_ok_and(|port: u16| port > 0),
-            _ => true,
-        });
-        if secure.is_none() || authority.is_none_or(|authority| authority.host().is_empty()) || !bare || !port {
-            self.fail(spot, format!("found `{}`; {expected}", shorten(url)));
-            return None;
-        }
-        secure
-    }
-
-    /// TLS towards a registry, which only an https address uses.
-    fn client_tls(&mut self, spot: &Spot<'t>, tls: &Tls, secure: Option<bool>) {
-        if secure == Some(false) && *tls != Tls::default() {
-            self.fail(spot, "used only with `https://` addresses; found `http://`");
-        }
-        self.tls(spot, tls);
     }
 
     fn tls(&mut self, spot: &Spot<'t>, tls: &Tls) {
@@ -226,14 +179,7 @@ impl<'t> Check<'_, 't> {
             _ => {}
         }
         for (spot, file) in [(spot.key("ca"), &tls.ca), (cert, &tls.cert), (key, &tls.key)] {
-            let Some(file) = file else { continue };
-            match std::fs::metadata(file) {
-                Ok(found) if found.is_dir() => {
-                    self.fail(&spot, format!("`{}` is a folder; expected a PEM file", file.display()))
-                }
-                Ok(_) => {}
-                Err(error) => self.fail(&spot, format!("`{}` cannot be read: {error}", file.display())),
-            }
+            self.readable(&spot, file.as_deref(), "a PEM file");
         }
         if let Some(name) = &tls.server_name
             && rustls::pki_types::ServerName::try_from(name.as_str()).is_err()
@@ -242,64 +188,21 @@ impl<'t> Check<'_, 't> {
         }
     }
 
-    fn discovery(&mut self, spot: &Spot<'t>, discovery: &Discovery) {
-        self.sources(&spot.key("sources"), &discovery.sources);
-        self.at_most(&spot.key("first_answer"), discovery.first_answer);
-        self.positive(&spot.key("idle"), discovery.idle);
-        self.at_most(&spot.key("coalesce"), discovery.coalesce);
-        self.range(&spot.key("max_services"), discovery.max_services, 1, 1_000_000);
-    }
-
-    fn sources(&mut self, spot: &Spot<'t>, sources: &[String]) {
-        let known: Vec<_> =
-            self.registries.node.map_or(&[][..], Node::entries).iter().map(|e| e.key.as_str()).collect();
-        let mut seen = HashSet::new();
-        for (index, name) in sources.iter().enumerate() {
-            let spot = spot.live_item(index);
-            if !seen.insert(name) {
-                self.fail(&spot, format!("`{}` is there twice", shorten(name)));
+    fn readable(&mut self, spot: &Spot<'t>, file: Option<&std::path::Path>, expected: &str) {
+        let Some(file) = file else { return };
+        match std::fs::metadata(file) {
+            Ok(found) if found.is_dir() => {
+                self.fail(spot, format!("`{}` is a folder; expected {expected}", file.display()))
             }
-            if self.registries.dead || known.contains(&name.as_str()) {
-                continue;
-            }
-            let expected = match known[..] {
-                [] => "`registries` has none".into(),
-                _ => format!("expected {}", one_of(known.iter().copied())),
-            };
-            let near = did_you_mean(name, known.iter().copied());
-            self.fail(&spot, format!("no registry is named `{}`; {expected}{near}", shorten(name)));
+            Ok(_) => {}
+            Err(error) => self.fail(spot, format!("`{}` cannot be read: {error}", file.display())),
         }
-    }
-
-    fn listener(&mut self, spot: &Spot<'t>, listener: &Listener) {
-        if listener.name.is_empty() || listener.name.chars().any(|c| c.is_control() || c.is_whitespace()) {
-            self.fail(&spot.key("name"), "expected a name without spaces");
-        }
-        if let Some(service) = &listener.service {
-            self.service_name(&spot.key("service"), service);
-        }
-        if let Some(header) = &listener.service_header {
-            let spot = spot.key("service_header");
-            if http::HeaderName::from_bytes(header.as_bytes()).is_err() {
-                self.fail(&spot, format!("found `{}`; expected a header's name", shorten(header)));
-            } else if listener.service.is_some() {
-                self.fail(&spot, "`service` decides already; expected only one of the two");
-            }
-        }
-        self.none_empty(&spot.key("host_suffixes"), &listener.host_suffixes);
-        let (limits, at) = (&listener.limits, spot.key("limits"));
-        self.range(&at.key("connections"), limits.connections, 1, 10_000_000);
-        self.range(&at.key("head_bytes"), limits.head_bytes, 1024, 1024 * 1024);
-        self.range(&at.key("head_lines"), limits.head_lines, 1, 10_000);
-        self.range(&at.key("h2_streams"), limits.h2_streams, 1, i32::MAX.unsigned_abs());
-        self.positive(&at.key("head_timeout"), limits.head_timeout);
-        self.positive(&at.key("idle_timeout"), limits.idle_timeout);
     }
 
     /// Everything that listens does so under another name and at another address.
     fn addresses(&mut self, config: &Config, root: &Spot<'t>) {
         let mut names: Vec<(&str, Spot<'t>)> = Vec::new();
-        let mut taken: Vec<(SocketAddr, String, Spot<'t>)> = Vec::new();
+        let (mut taken, mut datagrams) = (Vec::new(), Vec::new());
         let listeners = root.key("listeners");
         for (index, listener) in config.listeners.iter().enumerate() {
             let spot = listeners.live_item(index);
@@ -310,7 +213,9 @@ impl<'t> Check<'_, 't> {
                 }
                 names.push((&listener.name, name));
             }
-            taken.push((listener.listen, format!("the listener `{}`", shorten(&listener.name)), spot.key("listen")));
+            let at = (listener.listen, format!("the listener `{}`", shorten(&listener.name)), spot.key("listen"));
+            // Ports of TCP and UDP have only their numbers in common.
+            if listener.protocol == ListenerProtocol::Udp { datagrams.push(at) } else { taken.push(at) }
         }
         taken.push((config.admin.listen, "`admin`".into(), root.key("admin").key("listen")));
         for (name, registry) in &config.registries {
@@ -319,6 +224,11 @@ impl<'t> Check<'_, 't> {
                 taken.push((embedded.listen, format!("the registry `{}`", shorten(name)), spot));
             }
         }
+        self.differ(taken);
+        self.differ(datagrams);
+    }
+
+    fn differ(&mut self, mut taken: Vec<(SocketAddr, String, Spot<'t>)>) {
         taken.retain(|(_, _, spot)| !spot.dead);
         for (later, (address, who, spot)) in taken.iter().enumerate() {
             for (other, whose, other_spot) in &taken[..later] {
@@ -344,21 +254,19 @@ impl<'t> Check<'_, 't> {
         }
     }
 
-    fn service(&mut self, spot: &Spot<'t>, service: &Service) {
+    fn service(&mut self, spot: &Spot<'t>, whose: Whose<'_>) {
+        let service = whose.service;
         self.sources(&spot.key("sources"), &service.sources);
         if let Some(name) = &service.registered_as {
             self.service_name(&spot.key("registered_as"), name);
         }
+        self.guard(&spot.key("guard"), &service.guard);
         if let Some(tls) = &service.tls {
             self.tls(&spot.key("tls"), tls);
         }
         self.balance(&spot.key("balance"), &service.balance);
-        let at = spot.key("timeouts");
-        let Timeouts { connect, request, idle, stream } = service.timeouts;
-        let each = [("connect", Some(connect)), ("request", Some(request)), ("idle", Some(idle)), ("stream", stream)];
-        for (key, timeout) in each {
-            timeout.into_iter().for_each(|timeout| self.positive(&at.key(key), timeout));
-        }
+        let request = service.timeouts.request;
+        self.timeouts(&spot.key("timeouts"), &service.timeouts);
         self.retry(&spot.key("retry"), &service.retry);
         self.within_request(&spot.key("retry").key("per_try_timeout"), service.retry.per_try_timeout, request);
         self.within_request(
@@ -374,11 +282,9 @@ impl<'t> Check<'_, 't> {
             self.health_check(&spot.key("health_check"), check);
         }
         self.range(&spot.key("panic_threshold"), service.panic_threshold, 0, 100);
-        let at = spot.key("pool");
-        let Pool { max_idle, idle_timeout, max_age } = service.pool;
-        self.range(&at.key("max_idle"), max_idle, 0, 65_536);
-        self.positive(&at.key("idle_timeout"), idle_timeout);
-        self.positive(&at.key("max_age"), max_age);
+        self.pool(&spot.key("pool"), &service.pool);
+        self.tcp(&spot.key("tcp"), &service.tcp);
+        self.udp(&spot.key("udp"), &service.udp);
         self.limits(&spot.key("limits"), &service.limits, request);
         if let Some(fallback) = &service.fallback {
             self.fallback(&spot.key("fallback"), fallback);
@@ -386,6 +292,35 @@ impl<'t> Check<'_, 't> {
         if let Some(faults) = &service.faults {
             self.faults(&spot.key("faults"), faults);
         }
+        self.routing(spot, whose);
+        if let Some(rollout) = &service.rollout {
+            self.rollout(&spot.key("rollout"), rollout, whose);
+        }
+    }
+
+    fn timeouts(&mut self, spot: &Spot<'t>, timeouts: &Timeouts) {
+        let Timeouts { connect, request, idle, stream } = *timeouts;
+        let each = [("connect", Some(connect)), ("request", Some(request)), ("idle", Some(idle)), ("stream", stream)];
+        for (key, timeout) in each {
+            timeout.into_iter().for_each(|timeout| self.positive(&spot.key(key), timeout));
+        }
+    }
+
+    fn tcp(&mut self, spot: &Spot<'t>, tcp: &Tcp) {
+        let second = Duration::from_secs(1);
+        // More often they are not looked at.
+        self.at_least(&spot.key("idle_timeout"), tcp.idle_timeout, second);
+        if let Some(age) = tcp.max_age {
+            self.at_least(&spot.key("max_age"), age, second);
+        }
+        self.at_least(&spot.key("drain"), tcp.drain, second);
+    }
+
+    fn pool(&mut self, spot: &Spot<'t>, pool: &Pool) {
+        let Pool { max_idle, idle_timeout, max_age } = *pool;
+        self.range(&spot.key("max_idle"), max_idle, 0, 65_536);
+        self.positive(&spot.key("idle_timeout"), idle_timeout);
+        self.positive(&spot.key("max_age"), max_age);
     }
 
     fn retry(&mut self, spot: &Spot<'t>, retry: &Retry) {
@@ -450,6 +385,20 @@ impl<'t> Check<'_, 't> {
         if let Err(message) = log_filter(&log.level) {
             self.fail(&spot.key("level"), message);
         }
+    }
+
+    fn upgrade(&mut self, spot: &Spot<'t>, upgrade: &Upgrade) {
+        let socket = spot.key("socket");
+        self.path(&socket, Some(&upgrade.socket));
+        let length = upgrade.socket.as_os_str().len();
+        if length > LONGEST_SOCKET_PATH {
+            let most = LONGEST_SOCKET_PATH;
+            self.fail(
+                &socket,
+                format!("the path has {length} bytes; expected at most {most}, the most for a unix socket"),
+            );
+        }
+        self.positive(&spot.key("timeout"), upgrade.timeout);
     }
 
     fn none_empty(&mut self, spot: &Spot<'t>, texts: &[String]) {

@@ -8,9 +8,10 @@ mod traffic;
 use crate::{
     app::App,
     config::{
-        AccessLog, AccessLogMode, Admin, Balance, Config, EmbeddedRegistry, Listener, Log, Policy, Registry, Service,
-        human,
+        AccessLog, AccessLogMode, Admin, Balance, Config, EmbeddedRegistry, Listener, Log, Registry, Route, Service,
+        Target, human,
     },
+    drain::End,
     error::Reason,
     registry::embedded::Embedded,
     telemetry::log,
@@ -34,6 +35,9 @@ use tokio::{
 
 /// The name of the registry in the demo's config.
 const REGISTRY: &str = "demo";
+
+/// The share of requests for the canary, in percent.
+const CANARY_SHARE: u32 = 10;
 
 /// How long the instances' news may take to the proxy at the start.
 const KNOWN: Duration = Duration::from_secs(5);
@@ -97,7 +101,8 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> anyhow::Re
         Err(_) => None,
     };
     let _ = screen.end_status();
-    app.stop(DRAIN).await;
+    app.drain().ask(End::Quit, "the end of the demo", DRAIN);
+    app.end().await;
     if let Some(closing) = seen {
         let _ = screen.say(&closing);
     }
@@ -196,9 +201,9 @@ async fn come_and_go(
 fn config(options: &Options) -> Config {
     let registry = EmbeddedRegistry { listen: options.registry, ..EmbeddedRegistry::default() };
     Config {
-        admin: Admin { listen: options.admin },
+        admin: Admin { listen: options.admin, ..Admin::default() },
         registries: [(REGISTRY.to_owned(), Registry::Embedded(registry))].into(),
-        services: samples::SERVICES.iter().map(|sample| (sample.name.to_owned(), service(sample.policy))).collect(),
+        services: samples::SERVICES.iter().map(|sample| (sample.name.to_owned(), service(sample))).collect(),
         listeners: vec![Listener { listen: options.listen, ..Listener::egress() }],
         // The flaky instance would fill the screen.
         access_log: AccessLog { mode: AccessLogMode::Off, ..AccessLog::default() },
@@ -207,8 +212,20 @@ fn config(options: &Options) -> Config {
     }
 }
 
-fn service(policy: Policy) -> Service {
-    Service { balance: Balance { policy, ..Balance::default() }, ..Service::default() }
+/// With a subset for each version, where there are several: a tenth of the requests goes to the last one.
+fn service(sample: &samples::Service) -> Service {
+    let versions = sample.versions();
+    let subset = |version: &&str| ((*version).to_owned(), [("version".to_owned(), (*version).to_owned())].into());
+    let target = |version: &&str| Target { service: None, subset: Some((*version).into()) };
+    let weights = [CANARY_SHARE, 100 - CANARY_SHARE];
+    let split = versions.iter().rev().map(target).zip(weights).collect();
+    let route = Route { split, ..Route::default() };
+    Service {
+        balance: Balance { policy: sample.policy, ..Balance::default() },
+        subsets: versions.iter().map(subset).collect(),
+        routes: if versions.is_empty() { Vec::new() } else { vec![route] },
+        ..Service::default()
+    }
 }
 
 /// Waits until the proxy knows every instance, so that the first requests count like all others.
@@ -264,6 +281,8 @@ fn introduction(options: &Options, proxy: SocketAddr, admin: SocketAddr) -> Stri
          Every {churn} {leaving} leaves and returns; no request is to fail because of that.\n\n\
          To try, in another terminal:\n\n\
          curl -s -H 'Host: user-service' http://{proxy}/\n\
+         curl -s -H 'Host: web' -H 'x-version: canary' http://{proxy}/\n\
+         {program} explain{at} GET http://web/\n\
          curl -s http://{admin}/metrics | grep ^pillion_requests_total\n\
          {program} services{at}\n\n\
          Now the traffic: requests per second, those that pillion failed, tries made again after a 503,\n\

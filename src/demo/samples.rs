@@ -49,14 +49,12 @@ struct Nature {
     /// The share of requests that it answers with 503.
     fails: f64,
     version: &'static str,
-    weight: u32,
 }
 
-const SOUND: Nature = Nature { takes: Duration::from_millis(3), fails: 0.0, version: "v1", weight: 100 };
+const SOUND: Nature = Nature { takes: Duration::from_millis(3), fails: 0.0, version: "v1" };
 const SLOW: Nature = Nature { takes: Duration::from_millis(30), ..SOUND };
 const FLAKY: Nature = Nature { fails: 0.1, ..SOUND };
-const STABLE: Nature = Nature { weight: 45, ..SOUND };
-const CANARY: Nature = Nature { version: "canary", weight: 10, ..SOUND };
+const CANARY: Nature = Nature { version: "canary", ..SOUND };
 
 pub const SERVICES: [Service; 3] = [
     Service {
@@ -73,9 +71,9 @@ pub const SERVICES: [Service; 3] = [
     },
     Service {
         name: "web",
-        about: "3 instances, balanced by round-robin; web-3 is a canary with a tenth of the weight",
+        about: "3 instances, balanced by round-robin; web-3 is a canary, which a tenth of the requests go to",
         policy: Policy::RoundRobin,
-        instances: &[STABLE, STABLE, CANARY],
+        instances: &[SOUND, SOUND, CANARY],
     },
 ];
 
@@ -105,6 +103,13 @@ impl Which {
 }
 
 impl Service {
+    /// Its versions, if it has several.
+    pub fn versions(&self) -> Vec<&'static str> {
+        let mut versions: Vec<_> = self.instances.iter().map(|instance| instance.version).collect();
+        versions.dedup();
+        if versions.len() > 1 { versions } else { Vec::new() }
+    }
+
     /// The number of instances when all are there.
     pub fn len(&self) -> usize {
         self.instances.len()
@@ -178,7 +183,6 @@ fn registration(which: Which, address: SocketAddr) -> Registration {
     let nature = which.nature();
     let entry = Entry {
         id: Some(which.name()),
-        weight: Some(nature.weight),
         labels: [("version".to_owned(), nature.version.to_owned())].into(),
         ..Entry::new(address.to_string())
     };

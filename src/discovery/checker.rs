@@ -79,23 +79,28 @@ impl Checker {
     /// Takes over what is in force now.
     fn take_over(&mut self) {
         let (snapshot, now) = (self.cluster.load(), Instant::now());
-        let check = snapshot.settings.service.health_check.as_ref();
-        let other_checks = self.check.as_ref() != check;
+        let configured = snapshot.settings.service.health_check.as_ref();
+        // Who is in use though it is gone has to answer, whether there are checks or not.
+        let is_checked =
+            |endpoint: &&Arc<Endpoint>| endpoint.is_usable() && (configured.is_some() || endpoint.live.is_gone());
+        let gone = snapshot.endpoints.iter().any(|endpoint| endpoint.live.is_gone());
+        let check = configured.cloned().or_else(|| gone.then(HealthCheck::default));
+        let other_checks = self.check != check;
         if other_checks {
-            self.check = check.cloned();
+            self.check = check;
             self.running.clear();
             self.running_keys.clear();
         }
         self.targets.clear();
         self.queue.clear();
-        let Some(check) = &self.check else {
-            let opened = snapshot.endpoints.iter().filter(|endpoint| check::forget(&endpoint.live, now)).count();
-            if opened > 0 {
+        if configured.is_none() {
+            let unchecked = snapshot.endpoints.iter().filter(|endpoint| !is_checked(endpoint));
+            if unchecked.filter(|endpoint| check::forget(&endpoint.live, now)).count() > 0 {
                 self.cluster.recount();
             }
-            return;
-        };
-        for endpoint in snapshot.endpoints.iter().filter(|endpoint| endpoint.is_usable()) {
+        }
+        let Some(check) = &self.check else { return };
+        for endpoint in snapshot.endpoints.iter().filter(is_checked) {
             self.targets.insert(endpoint.live.key, endpoint.clone());
         }
         let is_new = |endpoint: &Arc<Endpoint>| other_checks || endpoint.live.checked().is_none();

@@ -1,10 +1,18 @@
 use super::*;
 use crate::{
-    cluster::table::Settings,
-    config::{AccessLog, AccessLogMode, Service},
+    cluster::table::{Settings, State},
+    config::{AccessLog, AccessLogMode, Failover, Guard, Service, Source},
+    discovery::{
+        SourceState,
+        disk::Disk,
+        scope::Scope,
+        sources::{Asked, Plan},
+    },
+    registry::{Instance, RegistryError},
     telemetry::{access_log, labels::WORDS, metrics::Metrics},
 };
 use futures_util::future::BoxFuture;
+use std::future::pending;
 use tokio::{sync::mpsc, time::sleep};
 
 /// A registry whose follower the test speaks for. Each time it is followed, the test gets the sink.
@@ -56,9 +64,13 @@ fn start_with(service: Service, sources: Vec<Arc<dyn Registry>>, pinned: bool) -
     let telemetry = telemetry();
     let settings = Arc::new(Settings { service, ..Settings::default() });
     let cluster = Arc::new(Cluster::new("s", settings.clone(), telemetry.metrics.service("s"), Arc::default()));
-    let settings = SettingsFor { settings, sources: Vec::new(), registered_as: "s".into(), pinned };
+    let names: Vec<Source> = sources.iter().map(|registry| registry.name().into()).collect();
+    let asked = |name: &str| Asked { registry: name.into(), name: "s".into(), scope: Scope::default() };
+    let plan = Plan::new(&names, &Failover::default(), asked);
+    let settings = SettingsFor { settings, plan, pinned };
     let checks = Arc::new(Semaphore::new(1));
-    Follower::start(cluster, settings, sources, &telemetry, Duration::from_millis(100), checks)
+    let known = Known { disk: Disk::new(None, "s", None), same_sources: false };
+    Follower::start(cluster, settings, sources, &telemetry, known, Duration::from_millis(100), checks)
 }
 
 pub fn instance(port: u16) -> Instance {
@@ -88,7 +100,7 @@ async fn the_first_source_that_lists_anything_is_in_force() {
     sink1.failed(RegistryError::Unreachable { server: "x".into(), cause: "gone".into() });
     settle().await;
     assert_eq!(ports(&follower), [1], "a failure takes nothing away");
-    assert!(follower.sources()[0].failure.is_some());
+    assert!(follower.status().sources[0].failure.is_some());
     sink1.set(Vec::new());
     settle().await;
     assert_eq!(ports(&follower), [2]);
@@ -130,13 +142,62 @@ async fn one_source_that_has_nothing_means_nothing_while_another_has_not_answere
     assert_eq!((ports(&follower), follower.cluster().load().state), (vec![1], State::Known));
     // Where the second alone has answered and was in force, it can also take back what it said.
     let ((first, _sinks1), (second, mut sinks2)) = (scripted("first"), scripted("second"));
-    let follower = start(vec![first, second], true);
+    let unguarded = Service { guard: Guard { enabled: false, ..Guard::default() }, ..Service::default() };
+    let follower = start_with(unguarded, vec![first, second], true);
     let sink2 = sinks2.recv().await.unwrap();
     sink2.set(vec![instance(2)]);
     settle().await;
     sink2.set(Vec::new());
     settle().await;
     assert_eq!((ports(&follower), follower.cluster().load().state), (vec![], State::Known));
+}
+
+#[tokio::test(start_paused = true)]
+async fn time_alone_brings_the_failover_and_the_way_back() {
+    let ((first, mut sinks1), (second, mut sinks2)) = (scripted("first"), scripted("second"));
+    let follower = start(vec![first, second], true);
+    let (sink1, sink2) = (sinks1.recv().await.unwrap(), sinks2.recv().await.unwrap());
+    sink1.set(vec![instance(1)]);
+    sink2.set(vec![instance(2)]);
+    settle().await;
+    assert_eq!(ports(&follower), [1]);
+    sink1.failed(RegistryError::Unreachable { server: "x".into(), cause: "gone".into() });
+    sleep(Duration::from_secs(9)).await;
+    assert_eq!(ports(&follower), [1]);
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(ports(&follower), [2]);
+    let [one, two] = &follower.status().sources[..] else { panic!("two sources") };
+    assert_eq!((one.state, one.in_use, two.in_use), (SourceState::GivenUp, false, true));
+    sink1.alive();
+    sleep(Duration::from_secs(29)).await;
+    assert_eq!(ports(&follower), [2]);
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(ports(&follower), [1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_set_of_another_source_is_no_loss_however_small() {
+    let ((first, mut sinks1), (second, mut sinks2)) = (scripted("first"), scripted("second"));
+    let follower = start(vec![first, second], true);
+    let (sink1, sink2) = (sinks1.recv().await.unwrap(), sinks2.recv().await.unwrap());
+    sink1.set((1..=10).map(instance).collect());
+    sink2.set(vec![instance(11)]);
+    settle().await;
+    assert_eq!(ports(&follower).len(), 10);
+    sink1.failed(RegistryError::Unreachable { server: "x".into(), cause: "gone".into() });
+    sleep(Duration::from_secs(11)).await;
+    assert_eq!((ports(&follower), follower.status().held), (vec![11], None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_source_is_in_force_when_the_first_has_had_its_moment() {
+    let ((first, _sinks1), (second, mut sinks2)) = (scripted("first"), scripted("second"));
+    let follower = start(vec![first, second], true);
+    sinks2.recv().await.unwrap().set(vec![instance(2)]);
+    sleep(Duration::from_millis(150)).await;
+    assert!(ports(&follower).is_empty());
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(ports(&follower), [2]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,27 +2,50 @@
 //! the config names it, dropped when nobody asks for it any more.
 
 mod checker;
+mod disk;
+mod dynamic;
 mod follower;
+mod following;
+mod guard;
+mod kept;
 mod linger;
+mod nearness;
+mod publisher;
+mod rollouts;
+mod scope;
 mod settings;
+pub mod snapshot;
+mod sources;
+mod status;
 #[cfg(test)]
 mod tests;
+mod watchdog;
 
-pub use follower::SourceStatus;
+pub use dynamic::{RoutesOf, RoutesStatus};
+pub use following::{Place, StoreStatus};
+pub use rollouts::{NotDone, RolloutStatus, RolloutsStatus};
+pub use scope::Scope;
+pub use status::{Held, SnapshotStatus, SourceState, SourceStatus, Status};
 
 use crate::{
     cluster::{Cluster, Table, outlier, table::State},
     config::Config,
     error::{ProxyError, Reason},
     registry::Registry,
+    rollout::{Command, State as RolloutState},
     telemetry::Telemetry,
 };
+use disk::Disk;
+use dynamic::Dynamic;
 use follower::Follower;
 use futures_util::future::join_all;
 use indexmap::IndexMap;
-use settings::SettingsFor;
+use publisher::Known;
+use rollouts::Rollouts;
+use settings::{Over, SettingsFor};
+use snapshot::Store;
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -30,7 +53,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{Notify, Semaphore, mpsc, oneshot},
+    sync::{Notify, Semaphore, mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
@@ -44,6 +67,9 @@ const IDLE_LOOKS: u32 = 4;
 /// into as many questions to the registries: at most `max_services` in this time.
 const UNKNOWN_STAYS: Duration = Duration::from_secs(5);
 
+/// So long the sources are waited for before what is on disk is used.
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(1);
+
 /// The registries by the names that the config gives them, in its order.
 pub type Registries = IndexMap<String, Arc<dyn Registry>>;
 
@@ -52,12 +78,17 @@ pub type Registries = IndexMap<String, Arc<dyn Registry>>;
 pub struct Handle {
     table: Arc<Table>,
     first_answer: Arc<AtomicU64>,
+    /// Whether the stores of routes and of rollouts have said anything, where there are any.
+    stores_heard: watch::Receiver<bool>,
     orders: mpsc::UnboundedSender<Order>,
 }
 
 enum Order {
     Follow { service: String, reply: oneshot::Sender<Result<Arc<Cluster>, ProxyError>> },
-    Sources { service: String, reply: oneshot::Sender<Vec<SourceStatus>> },
+    Status { service: String, reply: oneshot::Sender<Status> },
+    Routes { reply: oneshot::Sender<RoutesStatus> },
+    Rollouts { reply: oneshot::Sender<RolloutsStatus> },
+    Command { service: String, command: Command, reply: oneshot::Sender<Result<RolloutState, NotDone>> },
     Reload { config: Arc<Config>, registries: Registries, reply: oneshot::Sender<Result<InForce, SettingsError>> },
 }
 
@@ -82,11 +113,32 @@ impl Handle {
         answer.await.map_err(|_| stopping())?
     }
 
-    /// What each source has said about a followed service; empty for one that is not followed.
-    pub async fn sources(&self, service: &str) -> Vec<SourceStatus> {
+    /// Where the endpoints of a followed service come from; nothing for one that is not followed.
+    pub async fn status(&self, service: &str) -> Status {
         let (reply, answer) = oneshot::channel();
-        let _ = self.orders.send(Order::Sources { service: service.into(), reply });
+        let _ = self.orders.send(Order::Status { service: service.into(), reply });
         answer.await.unwrap_or_default()
+    }
+
+    /// What the store of routes has, and what of it is in force.
+    pub async fn routes(&self) -> RoutesStatus {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.orders.send(Order::Routes { reply });
+        answer.await.unwrap_or_default()
+    }
+
+    /// The services with a rollout, and how far each is.
+    pub async fn rollouts(&self) -> RolloutsStatus {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.orders.send(Order::Rollouts { reply });
+        answer.await.unwrap_or_default()
+    }
+
+    /// Does something with a service's rollout, in the store that all pillions follow; gives its state after that.
+    pub async fn command(&self, service: &str, command: Command) -> Result<RolloutState, NotDone> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.orders.send(Order::Command { service: service.into(), command, reply });
+        answer.await.unwrap_or_else(|_| Err(NotDone::Failed("pillion is stopping".into())))
     }
 
     /// Takes over another config, which is in force for every service when this returns. Followers whose sources changed
@@ -101,9 +153,21 @@ impl Handle {
         Ok(())
     }
 
-    /// Whether each service that the config names has had its first answer.
+    /// Whether each service that the config names has had its first answer, and it is known whether a store says anything
+    /// else about them.
     pub fn is_ready(&self, config: &Config) -> bool {
-        self.unanswered(config).is_empty()
+        self.hears_stores() && self.unanswered(config).is_empty()
+    }
+
+    /// Whether the stores of routes and of rollouts have answered or failed, where there are any.
+    pub fn hears_stores(&self) -> bool {
+        *self.stores_heard.borrow()
+    }
+
+    /// Waits until they have, which with a store that hangs may take its time limit.
+    pub async fn until_stores_heard(&self) {
+        // Without discovery there is nothing to hear.
+        let _ = self.stores_heard.clone().wait_for(|heard| *heard).await;
     }
 
     /// Those services that the config names, by themselves or elsewhere, which have had no answer yet.
@@ -121,6 +185,12 @@ pub struct Discovery {
     registries: Registries,
     followers: HashMap<String, Follower>,
     first_answer: Arc<AtomicU64>,
+    /// Where what sources say is kept on disk.
+    store: Option<Arc<Store>>,
+    /// Routes that go before those in the config.
+    dynamic: Dynamic,
+    rollouts: Rollouts,
+    stores_heard: watch::Sender<bool>,
     orders: mpsc::UnboundedReceiver<Order>,
     /// Rings when requests saw something that may change which endpoints are available.
     bell: Arc<Notify>,
@@ -132,12 +202,23 @@ impl Discovery {
     pub fn new(
         config: Arc<Config>,
         registries: Registries,
+        store: Option<Arc<Store>>,
         telemetry: Arc<Telemetry>,
     ) -> Result<(Self, Handle), SettingsError> {
         let (sender, orders) = mpsc::unbounded_channel();
         let table = Arc::new(Table::default());
         let first_answer = Arc::new(AtomicU64::new(0));
-        let handle = Handle { table: table.clone(), first_answer: first_answer.clone(), orders: sender };
+        let dynamic = Dynamic::new(&config, &registries, store.clone(), telemetry.clone());
+        let rollouts = Rollouts::new(&config, &registries, &dynamic.routes(), store.clone(), telemetry.clone());
+        let stores_heard = watch::Sender::new(dynamic.is_heard() && rollouts.is_heard());
+        let handle = Handle {
+            table: table.clone(),
+            first_answer: first_answer.clone(),
+            stores_heard: stores_heard.subscribe(),
+            orders: sender,
+        };
+        let over = |service: &str| Over { routes: dynamic.routes_of(service), rollout: rollouts.state_of(service) };
+        let settings = SettingsFor::all(&config, over)?;
         let mut discovery = Self {
             table,
             telemetry,
@@ -145,11 +226,14 @@ impl Discovery {
             registries,
             followers: HashMap::new(),
             first_answer,
+            store,
+            dynamic,
+            rollouts,
+            stores_heard,
             orders,
             bell: Arc::default(),
             checks: Arc::new(Semaphore::new(checker::AT_ONE_TIME)),
         };
-        let settings = SettingsFor::all(&config)?;
         discovery.apply(settings);
         Ok((discovery, handle))
     }
@@ -170,6 +254,8 @@ impl Discovery {
                 }
                 _ = periods.tick() => self.review(true),
                 () = self.bell.notified() => self.review(false),
+                () = self.dynamic.changed() => self.change_routes(),
+                () = self.rollouts.changed() => self.change_weights(),
                 order = self.orders.recv() => match order {
                     Some(order) => self.serve(order),
                     None => return,
@@ -184,16 +270,81 @@ impl Discovery {
             Order::Follow { service, reply } => {
                 let _ = reply.send(self.follow(&service));
             }
-            Order::Sources { service, reply } => {
-                let _ = reply.send(self.followers.get(&service).map(Follower::sources).unwrap_or_default());
+            Order::Status { service, reply } => {
+                let _ = reply.send(self.followers.get(&service).map(Follower::status).unwrap_or_default());
+            }
+            Order::Routes { reply } => {
+                let _ = reply.send(self.dynamic.status());
+            }
+            Order::Rollouts { reply } => {
+                let _ = reply.send(self.rollouts.status());
+            }
+            Order::Command { service, command, reply } => {
+                let done = self.rollouts.command(&service, command);
+                tokio::spawn(async move { reply.send(done.await) });
             }
             Order::Reload { config, registries, reply } => {
-                let _ = reply.send(SettingsFor::all(&config).map(|settings| {
-                    self.config = config;
-                    self.registries = registries;
-                    self.apply(settings)
-                }));
+                let _ = reply.send(self.reload(config, registries));
             }
+        }
+    }
+
+    fn reload(&mut self, config: Arc<Config>, registries: Registries) -> Result<InForce, SettingsError> {
+        let routes = self.dynamic.read_again(&config);
+        // On an error nothing is changed.
+        SettingsFor::all(&config, |service| Over {
+            routes: routes.get(service).map(|routes| &**routes),
+            rollout: None,
+        })?;
+        self.dynamic.change(&config, &registries, routes);
+        self.rollouts.change(&config, &registries, &self.dynamic.routes());
+        self.hear_stores();
+        let settings = SettingsFor::all(&config, |service| self.over(service))?;
+        self.config = config;
+        self.registries = registries;
+        Ok(self.apply(settings))
+    }
+
+    /// The store of routes says something new: it is in force at once for the services that it concerns, and no other is
+    /// touched.
+    fn change_routes(&mut self) {
+        let changed = self.dynamic.hear(&self.config);
+        self.rollouts.change(&self.config, &self.registries, &self.dynamic.routes());
+        self.change_settings(changed);
+    }
+
+    /// The same for what the states of rollouts say.
+    fn change_weights(&mut self) {
+        let changed = self.rollouts.hear();
+        self.change_settings(changed);
+    }
+
+    /// Once they were, that does not change: a store that is new takes no traffic away.
+    fn hear_stores(&self) {
+        let heard = self.dynamic.is_heard() && self.rollouts.is_heard();
+        self.stores_heard.send_if_modified(|before| heard && !std::mem::replace(before, true));
+    }
+
+    /// What goes before the config for a service.
+    fn over(&self, service: &str) -> Over<'_> {
+        Over { routes: self.dynamic.routes_of(service), rollout: self.rollouts.state_of(service) }
+    }
+
+    fn change_settings(&mut self, changed: BTreeSet<String>) {
+        self.hear_stores();
+        for service in changed {
+            let Some(mut follower) = self.followers.remove(&service) else { continue };
+            match SettingsFor::one(&self.config, &service, self.over(&service)) {
+                Ok(mut settings) => {
+                    settings.keep_gates(&follower.cluster().load().settings);
+                    let sources = self.sources(&settings);
+                    // The sources are the same, so it takes them. Nobody waits for that.
+                    let _ = follower.change(&settings, &sources, self.config.discovery.coalesce);
+                }
+                // That of a file that has gone since. The old settings stay.
+                Err(error) => tracing::error!(%service, %error, "the new routes cannot be used"),
+            }
+            self.followers.insert(service, follower);
         }
     }
 
@@ -207,10 +358,10 @@ impl Discovery {
             let detail = format!("{limit} services are followed on demand already (discovery.max_services)");
             return Err(ProxyError::new(Reason::TooManyServices, detail));
         }
-        let settings = SettingsFor::one(&self.config, service).map_err(|error| {
+        let settings = SettingsFor::one(&self.config, service, self.over(service)).map_err(|error| {
             ProxyError::new(Reason::DiscoveryTimeout, format!("the settings of `{service}` cannot be used: {error}"))
         })?;
-        Ok(self.start(service, settings, None))
+        Ok(self.start(service, settings, None, false))
     }
 
     /// Makes room by dropping a service that no registry knows, so that made-up names never keep real ones out. Returns
@@ -231,21 +382,33 @@ impl Discovery {
         }
     }
 
-    fn start(&mut self, service: &str, settings: SettingsFor, known: Option<Arc<Cluster>>) -> Arc<Cluster> {
+    fn start(
+        &mut self,
+        service: &str,
+        settings: SettingsFor,
+        known: Option<Arc<Cluster>>,
+        same_sources: bool,
+    ) -> Arc<Cluster> {
         let cluster = known.unwrap_or_else(|| {
             let metrics = self.telemetry.metrics.service(service);
             Arc::new(Cluster::new(service, settings.settings.clone(), metrics, self.bell.clone()))
         });
         let (sources, coalesce) = (self.sources(&settings), self.config.discovery.coalesce);
         let checks = self.checks.clone();
-        let follower = Follower::start(cluster.clone(), settings, sources, &self.telemetry, coalesce, checks);
+        // Soon enough for the first requests, which wait for the first answer.
+        let patience = SNAPSHOT_PATIENCE.min(self.config.discovery.first_answer / 2);
+        let patience = (cluster.load().state == State::Pending).then_some(patience);
+        let known = Known { disk: Disk::new(self.store.clone(), service, patience), same_sources };
+        let follower = Follower::start(cluster.clone(), settings, sources, &self.telemetry, known, coalesce, checks);
         self.followers.insert(service.into(), follower);
         self.table.insert(cluster.clone());
         cluster
     }
 
     fn sources(&self, settings: &SettingsFor) -> Vec<Arc<dyn Registry>> {
-        settings.sources.iter().filter_map(|name| self.registries.get(name).cloned()).collect()
+        // The config was checked to name no other registries; without one of them, places would be mixed up.
+        let asked = settings.plan.asked.iter().map(|asked| self.registries.get(&asked.registry).cloned());
+        asked.collect::<Option<_>>().unwrap_or_default()
     }
 
     /// Starts what is new under the current config, and changes what is there.
@@ -254,9 +417,13 @@ impl Discovery {
         self.first_answer.store(first_answer, Relaxed);
         let mut changing = Vec::new();
         for (service, mut follower) in std::mem::take(&mut self.followers) {
-            let wanted = settings.remove(&service).map_or_else(|| SettingsFor::one(&self.config, &service), Ok);
+            let one = || SettingsFor::one(&self.config, &service, self.over(&service));
+            let wanted = settings.remove(&service).map_or_else(one, Ok);
             let wanted = match wanted {
-                Ok(wanted) => wanted,
+                Ok(mut wanted) => {
+                    wanted.keep_gates(&follower.cluster().load().settings);
+                    wanted
+                }
                 // The defaults were checked with the config; a file may have gone since. The old settings stay.
                 Err(error) => {
                     tracing::error!(%service, %error, "the new settings cannot be used");
@@ -269,12 +436,13 @@ impl Discovery {
                 changing.push(in_force);
                 self.followers.insert(service, follower);
             } else {
+                let same_sources = follower.has_plan_of(&wanted);
                 let cluster = follower.stop();
-                self.start(&service, wanted, Some(cluster));
+                self.start(&service, wanted, Some(cluster), same_sources);
             }
         }
         for (service, settings) in settings {
-            self.start(&service, settings, None);
+            self.start(&service, settings, None, false);
         }
         changing
     }

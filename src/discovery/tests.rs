@@ -26,7 +26,7 @@ fn start(edit: impl FnOnce(&mut Config)) -> Setup {
     let registries = Registries::from([("main".to_owned(), registry)]);
     config.discovery.sources = vec!["main".into()];
     let (discovery, handle) =
-        Discovery::new(Arc::new(config.clone()), registries.clone(), Arc::new(telemetry())).unwrap();
+        Discovery::new(Arc::new(config.clone()), registries.clone(), None, Arc::new(telemetry())).unwrap();
     tokio::spawn(discovery.run());
     Setup { config, registries, handle, sinks }
 }
@@ -61,7 +61,10 @@ async fn new_settings_are_in_force_when_the_reload_returns() {
 
 #[tokio::test(start_paused = true)]
 async fn what_was_known_stays_in_force_until_other_sources_have_answered() {
-    let mut setup = start(|config| drop(config.services.insert("named".into(), Service::default())));
+    let mut setup = start(|config| {
+        config.defaults.guard.enabled = false;
+        config.services.insert("named".into(), config.defaults.clone());
+    });
     setup.sinks.recv().await.unwrap().set(vec![instance(1), instance(2)]);
     settle().await;
     let (other, mut sinks) = scripted("other");

@@ -5,6 +5,7 @@ use std::{
     cell::RefCell,
     future::poll_fn,
     io::{self, IoSlice},
+    net::SocketAddr,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -93,9 +94,32 @@ impl Io {
         }
     }
 
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.stream.borrow().tcp().local_addr()
+    }
+
     /// Closes with a reset instead of an orderly end, so that the peer cannot mistake a cut-off body for a whole one.
     pub fn reset(&self) {
-        if let Stream::Tcp(tcp) = &*self.stream.borrow() {
+        self.stream.borrow().reset();
+    }
+}
+
+impl Stream {
+    /// What has happened to the connection since it was last read or written, if that ends it.
+    pub fn error(&self) -> Option<io::Error> {
+        self.tcp().take_error().ok().flatten()
+    }
+
+    pub fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Tcp(tcp) => tcp,
+            Self::Tls(tls) => tls.get_ref().0,
+        }
+    }
+
+    /// As [`Io::reset`], when it is dropped.
+    pub fn reset(&self) {
+        if let Self::Tcp(tcp) = self {
             // If it fails, the socket is closed in the ordinary way by its drop; nothing more can be done.
             let _ = socket2::SockRef::from(tcp).set_linger(Some(std::time::Duration::ZERO));
         }

@@ -1,30 +1,28 @@
 //! TLS as a client: from the config's file names to what rustls wants.
 
-use crate::config::Tls;
+use crate::config::{Secret, Tls};
 use rustls::{
-    ClientConfig, ConfigBuilder, RootCertStore, WantsVerifier,
-    crypto::ring,
+    ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme, WantsVerifier,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
     pki_types::{
-        CertificateDer, PrivateKeyDer, ServerName,
+        CertificateDer, PrivateKeyDer, ServerName, UnixTime,
         pem::{self, PemObject},
     },
 };
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{fmt, path::PathBuf, sync::Arc};
 
 /// Why TLS settings cannot be used. Names the file that is at fault.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum TlsError {
-    #[error("cannot read {kind} from {path}: {cause}", path = path.display())]
-    File { kind: &'static str, path: PathBuf, cause: String },
-    #[error("{path} holds no {kind}", path = path.display())]
-    Empty { kind: &'static str, path: PathBuf },
+    #[error("cannot read {kind} from {pem}: {cause}")]
+    File { kind: &'static str, pem: String, cause: String },
+    #[error("{pem} holds no {kind}")]
+    Empty { kind: &'static str, pem: String },
     #[error("`cert` and `key` go together, only `{present}` is given")]
     HalfPair { present: &'static str },
-    #[error("the certificate of {cert} and the key of {key} cannot be used: {cause}", cert = cert.display(), key = key.display())]
-    Pair { cert: PathBuf, key: PathBuf, cause: String },
+    #[error("the certificate of {cert} and the key of {key} cannot be used: {cause}")]
+    Pair { cert: String, key: String, cause: String },
     #[error("the system has no certificate authorities ({cause}); install ca-certificates or set `ca`")]
     NoSystemRoots { cause: String },
     #[error("`{name}` cannot be the name in a certificate")]
@@ -33,22 +31,76 @@ pub enum TlsError {
     Setup { cause: String },
 }
 
-/// A client's TLS settings: trusts the authorities of `ca` or the system's, presents `cert` if there is one, and offers
-/// the protocols in `alpn` (e.g. `["h2"]`).
-///
-/// Reads files each time it is called, so that calling it at each reconnect picks up renewed certificates.
+/// A PEM text.
+#[derive(Debug, Clone)]
+pub enum Pem {
+    /// Read each time, so that renewed certificates are picked up.
+    File(PathBuf),
+    /// At hand, with a name for errors.
+    Text { name: &'static str, text: Secret },
+}
+
+/// What TLS needs as a client.
+#[derive(Debug, Clone, Default)]
+pub struct Client {
+    /// The authorities to trust; the system's where there are none.
+    pub ca: Option<Pem>,
+    pub cert: Option<Pem>,
+    pub key: Option<Pem>,
+    /// The name that the server's certificate must have, where it is not the host that is connected to.
+    pub server_name: Option<String>,
+    /// Trusts whoever answers.
+    pub unverified: bool,
+}
+
+impl From<&Tls> for Client {
+    fn from(tls: &Tls) -> Self {
+        let file = |path: &Option<PathBuf>| path.clone().map(Pem::File);
+        Self {
+            ca: file(&tls.ca),
+            cert: file(&tls.cert),
+            key: file(&tls.key),
+            server_name: tls.server_name.clone(),
+            unverified: false,
+        }
+    }
+}
+
+impl Client {
+    /// As rustls wants it, offering the protocols in `alpn` (e.g. `["h2"]`).
+    ///
+    /// Reads files each time it is called, so that calling it at each reconnect picks up renewed certificates.
+    pub fn config(&self, alpn: &[&str]) -> Result<ClientConfig, TlsError> {
+        let builder = if self.unverified {
+            builder()?.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(ring::default_provider())))
+        } else {
+            builder()?.with_root_certificates(roots(self.ca.as_ref())?)
+        };
+        let mut config = match (&self.cert, &self.key) {
+            (None, None) => builder.with_no_client_auth(),
+            (Some(cert), Some(key)) => {
+                builder.with_client_auth_cert(certificates(cert)?, private_key(key)?).map_err(|error| {
+                    TlsError::Pair { cert: cert.to_string(), key: key.to_string(), cause: error.to_string() }
+                })?
+            }
+            (Some(_), None) => return Err(TlsError::HalfPair { present: "cert" }),
+            (None, Some(_)) => return Err(TlsError::HalfPair { present: "key" }),
+        };
+        config.alpn_protocols = alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+        Ok(config)
+    }
+
+    /// The name that the certificate of a server at `host` must have.
+    pub fn server_name(&self, host: &str) -> Result<ServerName<'static>, TlsError> {
+        let name = self.server_name.as_deref().unwrap_or(host);
+        let bare = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')).unwrap_or(name);
+        ServerName::try_from(bare.to_owned()).map_err(|_| TlsError::Name { name: name.into() })
+    }
+}
+
+/// [`Client::config`] of the config's settings.
 pub fn client_config(tls: &Tls, alpn: &[&str]) -> Result<ClientConfig, TlsError> {
-    let builder = builder()?.with_root_certificates(roots(tls.ca.as_deref())?);
-    let mut config = match (&tls.cert, &tls.key) {
-        (None, None) => builder.with_no_client_auth(),
-        (Some(cert), Some(key)) => builder
-            .with_client_auth_cert(certificates(cert)?, private_key(key)?)
-            .map_err(|error| TlsError::Pair { cert: cert.clone(), key: key.clone(), cause: error.to_string() })?,
-        (Some(_), None) => return Err(TlsError::HalfPair { present: "cert" }),
-        (None, Some(_)) => return Err(TlsError::HalfPair { present: "key" }),
-    };
-    config.alpn_protocols = alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
-    Ok(config)
+    Client::from(tls).config(alpn)
 }
 
 /// For clients that want TLS settings even though they will not use TLS.
@@ -56,11 +108,9 @@ pub fn trusting_nobody() -> Result<ClientConfig, TlsError> {
     Ok(builder()?.with_root_certificates(RootCertStore::empty()).with_no_client_auth())
 }
 
-/// The name that the certificate of a server at `host` must have.
+/// [`Client::server_name`] of the config's settings.
 pub fn server_name(tls: &Tls, host: &str) -> Result<ServerName<'static>, TlsError> {
-    let name = tls.server_name.as_deref().unwrap_or(host);
-    let bare = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')).unwrap_or(name);
-    ServerName::try_from(bare.to_owned()).map_err(|_| TlsError::Name { name: name.into() })
+    Client::from(tls).server_name(host)
 }
 
 fn builder() -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, TlsError> {
@@ -70,13 +120,13 @@ fn builder() -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, TlsError> {
         .map_err(|error| TlsError::Setup { cause: error.to_string() })
 }
 
-fn roots(ca: Option<&Path>) -> Result<RootCertStore, TlsError> {
+fn roots(ca: Option<&Pem>) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
-    if let Some(path) = ca {
-        for certificate in certificates(path)? {
+    if let Some(pem) = ca {
+        for certificate in certificates(pem)? {
             roots.add(certificate).map_err(|error| TlsError::File {
                 kind: "certificates",
-                path: path.into(),
+                pem: pem.to_string(),
                 cause: error.to_string(),
             })?;
         }
@@ -92,23 +142,78 @@ fn roots(ca: Option<&Path>) -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+fn certificates(pem: &Pem) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     const KIND: &str = "certificates";
-    let found: Vec<_> = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect)
-        .map_err(|error| file_error(KIND, path, &error))?;
-    if found.is_empty() { Err(TlsError::Empty { kind: KIND, path: path.into() }) } else { Ok(found) }
+    let found: Vec<_> = match pem {
+        Pem::File(path) => CertificateDer::pem_file_iter(path).and_then(Iterator::collect),
+        Pem::Text { text, .. } => CertificateDer::pem_slice_iter(text.expose().as_bytes()).collect(),
+    }
+    .map_err(|error| pem_error(KIND, pem, &error))?;
+    if found.is_empty() { Err(TlsError::Empty { kind: KIND, pem: pem.to_string() }) } else { Ok(found) }
 }
 
-fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_file(path).map_err(|error| file_error("private key", path, &error))
+fn private_key(pem: &Pem) -> Result<PrivateKeyDer<'static>, TlsError> {
+    match pem {
+        Pem::File(path) => PrivateKeyDer::from_pem_file(path),
+        Pem::Text { text, .. } => PrivateKeyDer::from_pem_slice(text.expose().as_bytes()),
+    }
+    .map_err(|error| pem_error("private key", pem, &error))
 }
 
-fn file_error(kind: &'static str, path: &Path, error: &pem::Error) -> TlsError {
+fn pem_error(kind: &'static str, pem: &Pem, error: &pem::Error) -> TlsError {
+    let pem = pem.to_string();
     match error {
-        pem::Error::NoItemsFound => TlsError::Empty { kind, path: path.into() },
-        pem::Error::Io(io) => TlsError::File { kind, path: path.into(), cause: io.to_string() },
-        other => TlsError::File { kind, path: path.into(), cause: other.to_string() },
+        pem::Error::NoItemsFound => TlsError::Empty { kind, pem },
+        pem::Error::Io(io) => TlsError::File { kind, pem, cause: io.to_string() },
+        other => TlsError::File { kind, pem, cause: other.to_string() },
+    }
+}
+
+impl fmt::Display for Pem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Text { name, .. } => f.write_str(name),
+        }
+    }
+}
+
+/// Takes any certificate, for those who asked for that. Signatures of the handshake are checked all the same.
+#[derive(Debug)]
+struct Unverified(CryptoProvider);
+
+impl ServerCertVerifier for Unverified {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
     }
 }
 

@@ -1,6 +1,6 @@
 //! A message's body on its way through: read from one codec, written by another, never gathered.
 
-use super::{h1, h2, last_good::Keeping};
+use super::{h1, h2, last_good::Keeping, mirror::Tee};
 use crate::error::ProxyError;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
@@ -29,6 +29,8 @@ pub enum Body {
     Again(Box<(VecDeque<Bytes>, Body)>),
     /// A response's that is kept, as it passes, for when there is none.
     Kept(Box<Keeping>),
+    /// A request's that is copied, as it passes.
+    Teed(Box<Tee>),
     /// No body: the rest of a connection that was upgraded.
     Tunnel(Box<h1::Tunnel>),
 }
@@ -52,6 +54,7 @@ impl Body {
                 None => again.1.poll_next(cx),
             },
             Self::Kept(keeping) => keeping.poll_next(cx),
+            Self::Teed(tee) => tee.poll_next(cx),
             Self::Tunnel(_) => Poll::Ready(None),
         }
     }
@@ -67,6 +70,7 @@ impl Body {
             Self::H2Duplex(body) => body.is_done(),
             Self::Again(again) => again.0.is_empty() && again.1.is_done(),
             Self::Kept(keeping) => keeping.body().is_done(),
+            Self::Teed(tee) => tee.body().is_done(),
             Self::Tunnel(_) => true,
         }
     }
@@ -105,6 +109,7 @@ impl Body {
                 Some(taken as u64 + again.1.length()?)
             }
             Self::Kept(keeping) => keeping.body().length(),
+            Self::Teed(tee) => tee.body().length(),
             Self::Tunnel(_) => Some(0),
         }
     }

@@ -143,7 +143,7 @@ fn marked(mut response: Response<Body>, kind: FallbackKind) -> Response<Body> {
 }
 
 /// The config was checked, so nothing of it is left out.
-fn fixed(config: &FixedResponse) -> Response<Body> {
+pub fn fixed(config: &FixedResponse) -> Response<Body> {
     let body = if config.content.is_empty() { Body::Empty } else { Body::Full(config.content.clone()) };
     let mut response = Response::new(body);
     *response.status_mut() = StatusCode::from_u16(config.status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);

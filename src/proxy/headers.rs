@@ -2,12 +2,14 @@
 
 use crate::{
     error::{ProxyError, Reason},
-    proxy::h1::head::tokens,
+    proxy::{h1::head::tokens, listener::Way, transparent::Called},
+    route::{X_FORWARDED_HOST, X_FORWARDED_PROTO, X_PILLION_CALLER},
 };
 use http::{
     HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
-    header::{CONNECTION, CONTENT_TYPE, COOKIE, HOST, TE, TRANSFER_ENCODING, UPGRADE},
+    header::{CONNECTION, COOKIE, HOST, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE},
     request,
+    uri::Authority,
 };
 use std::{fmt::Write as _, net::SocketAddr, time::Duration};
 use tokio::time::Instant;
@@ -16,10 +18,10 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 /// How often a request was tried before, plus one. Not on the first try.
 pub const X_PILLION_ATTEMPT: HeaderName = HeaderName::from_static("x-pillion-attempt");
+/// Which route has made this copy of a request.
+pub const X_PILLION_MIRROR: HeaderName = HeaderName::from_static("x-pillion-mirror");
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_REQUEST_TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout");
 pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -29,25 +31,22 @@ const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 #[derive(Debug)]
 pub struct Origin {
     pub peer: SocketAddr,
+    /// Whom it called, if the kernel redirected it.
+    pub called: Option<Called>,
     forwarded_for: HeaderValue,
     proto: HeaderValue,
 }
 
 impl Origin {
     pub fn new(peer: SocketAddr) -> Self {
+        Self::of(peer, None)
+    }
+
+    pub fn of(peer: SocketAddr, called: Option<Called>) -> Self {
         let forwarded_for = HeaderValue::from_str(&peer.ip().to_canonical().to_string())
             .unwrap_or_else(|_| HeaderValue::from_static("unknown"));
-        Self { peer, forwarded_for, proto: HeaderValue::from_static("http") }
+        Self { peer, called, forwarded_for, proto: HeaderValue::from_static("http") }
     }
-}
-
-pub fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|value| {
-        value
-            .as_bytes()
-            .strip_prefix(b"application/grpc")
-            .is_some_and(|rest| matches!(rest, [] | [b'+' | b';' | b' ', ..]))
-    })
 }
 
 pub fn is_upgrade(headers: &HeaderMap) -> bool {
@@ -81,7 +80,9 @@ impl Found {
                 "connection" => found.connection = true,
                 "te" => found.te = true,
                 "upgrade" => found.upgrade = true,
-                "transfer-encoding" | "keep-alive" | "proxy-connection" | "http2-settings" => found.hop = true,
+                "transfer-encoding" | "keep-alive" | "proxy-connection" | "proxy-authorization" | "http2-settings" => {
+                    found.hop = true
+                }
                 "x-forwarded-for" => found.forwarded_for = true,
                 "x-forwarded-proto" => found.forwarded_proto = true,
                 "x-forwarded-host" => found.forwarded_host = true,
@@ -106,15 +107,42 @@ impl Found {
             }
         }
         if self.te || self.upgrade || self.hop {
-            for name in [KEEP_ALIVE, PROXY_CONNECTION, TE, TRANSFER_ENCODING, UPGRADE, HTTP2_SETTINGS] {
+            let hop =
+                [KEEP_ALIVE, PROXY_CONNECTION, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE, HTTP2_SETTINGS];
+            for name in hop {
                 headers.remove(name);
             }
         }
     }
 }
 
-/// Makes the request's headers those of the next hop: without hop-by-hop fields, with `x-forwarded-*` and `x-request-id`.
-pub fn prepare_request(parts: &mut request::Parts, found: &Found, origin: &Origin) {
+/// Host and port. The user, and perhaps a password, before them are neither for logs nor for upstreams (RFC 9110, section 4.2.4).
+pub fn without_user(authority: &Authority) -> &str {
+    let authority = authority.as_str();
+    authority.rsplit_once('@').map_or(authority, |(_, host)| host)
+}
+
+/// Removes what `Connection` names as being for one connection only, and the names; all but those that a proxy acts on itself.
+pub fn drop_named_by_connection(headers: &mut HeaderMap) {
+    const KEPT: [&str; 5] = ["upgrade", "te", "close", "keep-alive", "http2-settings"];
+    let fields = headers.get_all(CONNECTION).iter().flat_map(tokens);
+    let named: Vec<HeaderName> = fields.filter_map(|token| HeaderName::from_bytes(token).ok()).collect();
+    let (kept, dropped): (Vec<_>, Vec<_>) = named.into_iter().partition(|name| KEPT.contains(&name.as_str()));
+    if dropped.is_empty() {
+        return;
+    }
+    headers.remove(CONNECTION);
+    for name in kept {
+        headers.append(CONNECTION, HeaderValue::from(name));
+    }
+    for name in dropped.into_iter().filter(|name| name != HOST) {
+        headers.remove(name);
+    }
+}
+
+/// Makes the request's headers those of the next hop: without hop-by-hop fields, with `x-forwarded-*` and `x-request-id`, and
+/// on its way to another application with the name of ours, to our own with the version that it is for.
+pub fn prepare_request(parts: &mut request::Parts, found: &Found, origin: &Origin, way: &Way) {
     let headers = &mut parts.headers;
     let upgrade = if found.upgrade && is_upgrade(headers) { headers.get(UPGRADE).cloned() } else { None };
     let trailers =
@@ -130,8 +158,9 @@ pub fn prepare_request(parts: &mut request::Parts, found: &Found, origin: &Origi
     }
     // The authority of an absolute target wins over `Host` (RFC 9112, section 3.2.2), and is `:authority` of HTTP/2.
     if let Some(authority) = parts.uri.authority() {
-        let same = headers.get(HOST).is_some_and(|host| host.as_bytes() == authority.as_str().as_bytes());
-        if !same && let Ok(host) = HeaderValue::from_str(authority.as_str()) {
+        let host = without_user(authority);
+        let same = headers.get(HOST).is_some_and(|there| there.as_bytes() == host.as_bytes());
+        if !same && let Ok(host) = HeaderValue::from_str(host) {
             headers.insert(HOST, host);
         }
     }
@@ -159,9 +188,21 @@ pub fn prepare_request(parts: &mut request::Parts, found: &Found, origin: &Origi
     {
         headers.append(X_FORWARDED_HOST, host);
     }
-    if found.attempt {
-        // Ours to say.
-        headers.remove(X_PILLION_ATTEMPT);
+    match way {
+        Way::Outbound { caller, .. } => {
+            // What the caller's pillion has said is for the local application; what that passes on is said anew.
+            if found.attempt {
+                headers.remove(X_PILLION_ATTEMPT);
+            }
+            if let Some(caller) = caller {
+                headers.insert(X_PILLION_CALLER, caller.clone());
+            }
+        }
+        Way::Inbound { marking, .. } => {
+            if let Some(marking) = marking {
+                marking.apply(headers);
+            }
+        }
     }
     if !found.request_id {
         headers.append(X_REQUEST_ID, request_id());
@@ -283,13 +324,21 @@ fn parse_timeout(text: &str) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{config, route};
     use http::Request;
 
     fn prepared(fields: &[(&str, &str)]) -> HeaderMap {
+        prepared_by(None, fields)
+    }
+
+    /// By a pillion whose application is called `caller`.
+    fn prepared_by(caller: Option<&'static str>, fields: &[(&str, &str)]) -> HeaderMap {
         let builder = fields.iter().fold(Request::get("/"), |b, (name, value)| b.header(*name, *value));
         let (mut parts, ()) = builder.body(()).unwrap().into_parts();
         let found = Found::new(&parts.headers);
-        prepare_request(&mut parts, &found, &Origin::new("10.1.2.3:9".parse().unwrap()));
+        let rule = route::Rule::new(&config::Listener::egress());
+        let way = Way::Outbound { rule, caller: caller.map(HeaderValue::from_static), tunnels: None };
+        prepare_request(&mut parts, &found, &Origin::new("10.1.2.3:9".parse().unwrap()), &way);
         parts.headers
     }
 
@@ -302,15 +351,23 @@ mod tests {
             ("x-second", "1"),
             ("keep-alive", "timeout=5"),
             ("proxy-connection", "keep-alive"),
+            ("proxy-authorization", "Basic dXNlcjpzZWNyZXQ="),
             ("te", "gzip, trailers"),
             ("transfer-encoding", "chunked"),
             ("upgrade", "websocket"),
             ("traceparent", "00-1-2-01"),
             ("baggage", "a=b"),
         ]);
-        for gone in
-            ["connection", "x-private", "x-second", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"]
-        {
+        for gone in [
+            "connection",
+            "x-private",
+            "x-second",
+            "keep-alive",
+            "proxy-connection",
+            "proxy-authorization",
+            "transfer-encoding",
+            "upgrade",
+        ] {
             assert!(!headers.contains_key(gone), "{gone}");
         }
         assert_eq!(
@@ -355,6 +412,18 @@ mod tests {
         assert!(!prepared(&[("x-pillion-attempt", "7")]).contains_key("x-pillion-attempt"));
     }
 
+    #[test]
+    fn the_callers_name_is_ours_to_say_if_we_have_one() {
+        let by_app = ("x-pillion-caller", "somebody");
+        assert_eq!(
+            prepared_by(Some("web"), &[by_app, by_app]).get_all("x-pillion-caller").iter().collect::<Vec<_>>(),
+            ["web"]
+        );
+        assert_eq!(prepared_by(Some("web"), &[])["x-pillion-caller"], "web");
+        assert!(!prepared(&[]).contains_key("x-pillion-caller"));
+        assert_eq!(prepared(&[by_app])["x-pillion-caller"], "somebody");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn the_shorter_timeout_counts_and_is_passed_on_reduced() {
         let mut headers = HeaderMap::new();
@@ -389,20 +458,6 @@ mod tests {
                 reason,
                 "{name}: {value}"
             );
-        }
-    }
-
-    #[test]
-    fn grpc_is_told_by_its_content_type() {
-        for (value, expected) in [
-            ("application/grpc", true),
-            ("application/grpc+proto", true),
-            ("application/grpc-web", false),
-            ("text/html", false),
-        ] {
-            let mut headers = HeaderMap::new();
-            headers.insert(CONTENT_TYPE, HeaderValue::from_str(value).unwrap());
-            assert_eq!(is_grpc(&headers), expected, "{value}");
         }
     }
 }

@@ -37,7 +37,7 @@ impl Journey<'_> {
     /// After what time the request goes to a second endpoint as well; `None` if it does not. Only first tries do, of what is
     /// idempotent and has no body.
     pub(super) fn hedge_after(&self, retries: u32) -> Option<Duration> {
-        let service = &self.to.snapshot.settings.service;
+        let service = self.to.service;
         let hedge = service.hedge.as_ref()?;
         let may = retries == 0
             && !self.to.is_grpc
@@ -171,7 +171,7 @@ async fn race(
 
 /// Whether this is for the caller.
 fn is_final(to: Destination<'_>, sent: &Result<Sent, SendFailure>, method: &Method) -> bool {
-    let retry = &to.snapshot.settings.service.retry;
+    let retry = &to.service.retry;
     sent.as_ref().is_ok_and(|sent| retry::judge(&sent.response, to.is_grpc, method, retry) == Verdict::Final)
 }
 
@@ -186,7 +186,7 @@ impl Failed {
 }
 
 /// Informational responses to a second try go nowhere: the caller has perhaps had those to the first.
-struct Nobody;
+pub(super) struct Nobody;
 
 impl Interim for Nobody {
     fn send(&self, _: Response<()>) {}

@@ -2,25 +2,29 @@
 
 use super::{
     admission,
+    auto::Speakers,
     body::Body,
     fallback::Asked,
     header_maps,
     headers::{self, Origin, past_deadline},
     journey::{Destination, Journey},
     last_good::LastGood,
-    listener::Listener,
+    listener::{Listener, Way},
+    mirror::{self, Mirrors},
     pool::Pool,
     record::Record,
     respond,
+    routing::{self, Destined},
+    tcp,
     timer::Timer,
+    transparent::{Inbound, Strangers},
     waiting::Waiting,
 };
 use crate::{
-    cluster::{Cluster, Snapshot, balance::Ask, table::State},
+    cluster::{Cluster, Snapshot, balance::Ask, subset::Settled, table::State},
     discovery,
     error::{ProxyError, Reason},
     route,
-    telemetry::Telemetry,
 };
 use http::{HeaderMap, Method, Request, Response, request};
 use std::{rc::Rc, sync::Arc, time::Duration};
@@ -31,15 +35,19 @@ use tokio::time::Instant;
 pub struct Proxy {
     pub discovery: discovery::Handle,
     pub pool: Rc<Pool>,
-    pub telemetry: Arc<Telemetry>,
     pub last_good: LastGood,
+    pub mirrors: Mirrors,
+    pub tcp: Rc<tcp::Connections>,
+    pub speakers: Speakers,
+    pub strangers: Strangers,
+    pub inbound: Inbound,
 }
 
 /// Where a request came in, as its codec knows it.
 pub struct Downstream<'a> {
-    pub proxy: &'a Proxy,
+    pub proxy: &'a Rc<Proxy>,
     pub listener: &'a Rc<Listener>,
-    pub origin: &'a Origin,
+    pub origin: &'a Rc<Origin>,
     pub timer: &'a mut Timer,
     pub interim: &'a dyn Interim,
 }
@@ -56,8 +64,8 @@ pub trait Interim {
 /// of them make up a connection's memory.
 pub async fn handle(request: &mut Request<Body>, down: &mut Downstream<'_>) -> (Response<Body>, Record) {
     let mut record = Record::start(down, request);
-    let is_grpc = headers::is_grpc(request.headers());
-    let response = match carry(request, is_grpc, down, &mut record).await {
+    let is_grpc = route::is_grpc(request.headers());
+    let mut response = match carry(request, is_grpc, down, &mut record).await {
         Ok(response) => response,
         Err(error) => {
             let response = respond::error(&error, is_grpc);
@@ -65,6 +73,7 @@ pub async fn handle(request: &mut Request<Body>, down: &mut Downstream<'_>) -> (
             response
         }
     };
+    record.edit(&mut response);
     record.responded(response.status());
     (response, record)
 }
@@ -76,10 +85,12 @@ async fn carry(
     record: &mut Record,
 ) -> Result<Response<Body>, ProxyError> {
     if request.method() == Method::CONNECT {
-        return Err(ProxyError::new(Reason::Unsupported, "CONNECT"));
+        return Err(ProxyError::new(Reason::Unsupported, "CONNECT is taken over HTTP/1 alone"));
     }
-    let cluster = find_cluster(request, down).await?;
-    cluster.mark_used();
+    let cluster = match destine(request, down, record).await? {
+        Destined::For(cluster) => cluster,
+        Destined::Answered(response) => return Ok(*response),
+    };
     record.routed(cluster.clone());
     let found = headers::Found::new(request.headers());
     let deadline = headers::deadline(request.headers(), &found, record.started())?;
@@ -87,15 +98,20 @@ async fn carry(
         Ok(ready) => ready,
         Err(outcome) => return *outcome,
     };
-    let request = prepare(request, &found, down.origin, record);
-    let mut journey = set_out(&cluster, &snapshot, start, request, is_grpc, deadline, down);
-    let outcome = match &snapshot.settings.service.faults {
+    let request = send_off(request, &found, down, record);
+    let Settled { within, first, .. } = record.settle(&snapshot);
+    let own = record.own_settings(&snapshot.settings);
+    let service = own.as_deref().unwrap_or(&snapshot.settings.service);
+    let ask = Ask { within, first, ..Ask::default() };
+    let to = Destination { cluster: &cluster, snapshot: &snapshot, service, proxy: down.proxy, is_grpc, ask };
+    let mut journey = set_out(to, start, request, deadline, down);
+    let outcome = match &service.faults {
         None => journey.try_endpoints(record).await,
         Some(faults) => Box::pin(journey.try_with_faults(faults, record)).await,
     };
     let (is_grpc, deadline) = (journey.to.is_grpc, journey.waiting.deadline());
     let (parts, body) = journey.into_request();
-    let outcome = match &snapshot.settings.service.fallback {
+    let outcome = match &own.as_deref().unwrap_or(&snapshot.settings.service).fallback {
         None => {
             header_maps::give(parts.headers);
             outcome
@@ -128,7 +144,16 @@ pub async fn carry_to(
     record.handed_to(cluster.clone());
     let Ready { snapshot, start } =
         admit(&cluster, &parts.headers, Instant::now(), deadline, down.proxy, record).await?;
-    let mut journey = set_out(&cluster, &snapshot, start, (parts, body), is_grpc, deadline, down);
+    let service = &snapshot.settings.service;
+    let to = Destination {
+        cluster: &cluster,
+        snapshot: &snapshot,
+        service,
+        proxy: down.proxy,
+        is_grpc,
+        ask: Ask::default(),
+    };
+    let mut journey = set_out(to, start, (parts, body), deadline, down);
     let outcome = journey.try_endpoints(record).await;
     header_maps::give(journey.parts.headers);
     outcome
@@ -136,20 +161,18 @@ pub async fn carry_to(
 
 /// A request that has its place, on its way to one of the service's endpoints.
 fn set_out<'j>(
-    cluster: &'j Cluster,
-    snapshot: &'j Snapshot,
+    to: Destination<'j>,
     start: Start,
     (parts, body): (request::Parts, Body),
-    is_grpc: bool,
     deadline: Option<Instant>,
     down: &'j mut Downstream<'_>,
 ) -> Journey<'j> {
     let mut journey = Journey {
-        to: Destination { cluster, snapshot, proxy: down.proxy, is_grpc, ask: Ask::default() },
+        to,
         interim: down.interim,
         body: Some(body),
         parts,
-        waiting: Waiting::new(&mut *down.timer, &snapshot.settings.service, start.begun, deadline),
+        waiting: Waiting::new(&mut *down.timer, to.service, start.begun, deadline),
     };
     journey.find_ask(down.origin.peer.ip());
     if start.delayed {
@@ -162,23 +185,61 @@ fn set_out<'j>(
 fn prepare(
     request: &mut Request<Body>,
     found: &headers::Found,
-    origin: &Origin,
+    down: &Downstream<'_>,
     record: &mut Record,
 ) -> (request::Parts, Body) {
     let (mut parts, body) = std::mem::take(request).into_parts();
-    headers::prepare_request(&mut parts, found, origin);
+    headers::prepare_request(&mut parts, found, down.origin, &down.listener.settings().way);
     record.prepared(&parts);
     (parts, body)
 }
 
-/// The service that the request asks for.
-async fn find_cluster(request: &Request<Body>, down: &Downstream<'_>) -> Result<Arc<Cluster>, ProxyError> {
-    let settings = down.listener.settings();
-    let service = route::service(request, &settings.rule)?;
-    cluster_of(service, down.proxy).await
+/// As [`prepare`], for a request that has its place: with the copies that are to be made of it.
+fn send_off(
+    request: &mut Request<Body>,
+    found: &headers::Found,
+    down: &Downstream<'_>,
+    record: &mut Record,
+) -> (request::Parts, Body) {
+    let (parts, body) = prepare(request, found, down, record);
+    let body = mirror::copy(&parts, body, down, record);
+    (parts, body)
 }
 
-async fn cluster_of(service: &str, proxy: &Proxy) -> Result<Arc<Cluster>, ProxyError> {
+/// Where the request goes: to the service that it asks for, unless that has routes that say otherwise.
+async fn destine(
+    request: &mut Request<Body>,
+    down: &Downstream<'_>,
+    record: &mut Record,
+) -> Result<Destined, ProxyError> {
+    let cluster = find_cluster(request, down, record).await?;
+    cluster.mark_used();
+    if cluster.load().settings.routes.is_none() {
+        return Ok(Destined::For(cluster));
+    }
+    Box::pin(routing::follow(cluster, request, down, record)).await
+}
+
+/// The service that the request asks for; on its way in, the local application.
+async fn find_cluster(
+    request: &Request<Body>,
+    down: &Downstream<'_>,
+    record: &mut Record,
+) -> Result<Arc<Cluster>, ProxyError> {
+    let settings = down.listener.settings();
+    match &settings.way {
+        Way::Outbound { rule, .. } => match &down.origin.called {
+            None => cluster_of(route::service(request, rule)?, down.proxy).await,
+            Some(called) => Box::pin(called.cluster(request, rule, down.proxy, &down.listener.telemetry)).await,
+        },
+        Way::Inbound { app, callers, .. } => {
+            record.called_by(down.listener.callers.of(request.headers(), callers, &app.metrics));
+            Ok(app.cluster.clone())
+        }
+    }
+}
+
+pub async fn cluster_of(service: &str, proxy: &Proxy) -> Result<Arc<Cluster>, ProxyError> {
     match proxy.discovery.table().get(service) {
         Some(cluster) => Ok(cluster),
         // Boxed, like all that is large and rare here: a connection's memory is that of its whole future.
@@ -200,9 +261,11 @@ async fn enter(
         Err(error) => error,
     };
     let settings = cluster.load().settings.clone();
-    let Some(fallback) = &settings.service.fallback else { return Err(Box::new(Err(error))) };
-    let is_grpc = headers::is_grpc(request.headers());
-    let (parts, body) = prepare(request, found, down.origin, record);
+    let own = record.own_settings(&settings);
+    let service = own.as_deref().unwrap_or(&settings.service);
+    let Some(fallback) = &service.fallback else { return Err(Box::new(Err(error))) };
+    let is_grpc = route::is_grpc(request.headers());
+    let (parts, body) = prepare(request, found, down, record);
     let asked = Asked { cluster, fallback, is_grpc, deadline, parts, body: Some(body) };
     Err(Box::new(match asked.accept(Err(error), down.proxy) {
         Ok(outcome) => outcome,
@@ -241,7 +304,7 @@ async fn admit(
 
 /// The service's endpoints; on the first request for it, once its registry has answered. And since when the request's own
 /// time counts: `started`, if it did not have to wait.
-async fn ready_snapshot(
+pub async fn ready_snapshot(
     cluster: &Cluster,
     started: Instant,
     first_answer: Duration,
@@ -259,15 +322,6 @@ async fn ready_snapshot(
         .await?;
         begun = Instant::now();
     }
-    match snapshot.state {
-        State::Known => Ok((arc_swap::Guard::into_inner(snapshot), begun)),
-        State::Unknown => {
-            let detail = format!("no registry knows a service `{}`", cluster.name);
-            Err(ProxyError::new(Reason::UnknownService, detail))
-        }
-        State::Pending => {
-            let detail = format!("no registry has answered about `{}` yet; {first_answer:?} are allowed", cluster.name);
-            Err(ProxyError::new(Reason::DiscoveryTimeout, detail))
-        }
-    }
+    snapshot.is_known(&cluster.name, first_answer)?;
+    Ok((arc_swap::Guard::into_inner(snapshot), begun))
 }

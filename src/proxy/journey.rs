@@ -20,13 +20,13 @@ use crate::{
         endpoint::InFlight,
         health::{Choice, Outcome},
     },
-    config::FaultInjection,
+    config::{FaultInjection, Service},
     error::{Fault, ProxyError, Reason},
     registry::Protocol,
     telemetry::flags::Flag,
 };
 use bytes::Bytes;
-use http::{HeaderValue, Method, Response, request};
+use http::{HeaderValue, Method, Response, Version, request};
 use std::{
     net::IpAddr,
     sync::Arc,
@@ -56,6 +56,8 @@ pub struct Journey<'j> {
 pub struct Destination<'j> {
     pub cluster: &'j Cluster,
     pub snapshot: &'j Snapshot,
+    /// The service's settings, or those of the request's route.
+    pub service: &'j Service,
     pub proxy: &'j Proxy,
     pub is_grpc: bool,
     pub ask: Ask,
@@ -69,6 +71,7 @@ impl Journey<'_> {
         self.to.ask = Ask {
             key: snapshot.key(&self.parts, source, cluster.metrics.in_flight.get()),
             only_once: !is_grpc && !self.parts.method.is_idempotent(),
+            ..self.to.ask
         };
     }
 
@@ -93,11 +96,11 @@ impl Journey<'_> {
     /// Sends the request to one endpoint after another until there is a response for the caller, or another try cannot
     /// help or is not allowed.
     pub async fn try_endpoints(&mut self, record: &mut Record) -> Result<Response<Body>, ProxyError> {
-        let budget = &self.to.snapshot.settings.service.retry.budget;
+        let budget = &self.to.service.retry.budget;
         self.to.cluster.retries.earn(budget.percent, self.to.cluster.metrics.in_flight.get());
         let mut tried: Vec<Arc<Endpoint>> = Vec::new();
         let first = self.to.pick(&tried, record.started());
-        let (mut endpoint, mut choice) = first.ok_or_else(|| no_endpoints(self.to.snapshot))?;
+        let (mut endpoint, mut choice) = first.ok_or_else(|| self.to.snapshot.no_endpoints(self.to.ask.within))?;
         let (mut fresh, mut replaced, mut retries) = (false, 0, 0);
         // Held while a retry waits and until it has ended.
         let mut grant = None;
@@ -162,7 +165,7 @@ impl Journey<'_> {
         grant: &mut Option<Grant>,
         record: &mut Record,
     ) -> Option<(Arc<Endpoint>, Choice)> {
-        let retry = &self.to.snapshot.settings.service.retry;
+        let retry = &self.to.service.retry;
         if !failed.possible || self.body.is_none() || retries >= retry.attempts {
             return None;
         }
@@ -195,7 +198,10 @@ impl Journey<'_> {
 impl Destination<'_> {
     /// An endpoint that was not tried yet, and how it comes to be chosen.
     pub(super) fn pick(self, tried: &[Arc<Endpoint>], now: Instant) -> Option<(Arc<Endpoint>, Choice)> {
-        self.snapshot.pick(self.is_grpc, self.ask, tried, now).map(|(endpoint, choice)| (endpoint.clone(), choice))
+        let Ask { within, first, .. } = self.ask;
+        let pick = |within| self.snapshot.pick(self.is_grpc, Ask { within, ..self.ask }, tried, now);
+        let probe = if first != within && tried.is_empty() { pick(first) } else { None };
+        probe.or_else(|| pick(within)).map(|(endpoint, choice)| (endpoint.clone(), choice))
     }
 
     /// One try: a connection to the endpoint, and the exchange on it.
@@ -224,7 +230,7 @@ impl Destination<'_> {
         let body = body.take().unwrap_or_default();
         waiting.shorten(&mut parts.headers);
         waiting.begin_try();
-        let keep = self.snapshot.settings.service.retry.buffer;
+        let keep = self.service.retry.buffer;
         match lease {
             Lease::H1(lease) => {
                 let reused = lease.is_reused();
@@ -241,7 +247,7 @@ impl Destination<'_> {
         let service = &self.snapshot.settings.service;
         let tls = service.tls.is_some() || endpoint.instance.tls == Some(true);
         service.protocol.or(endpoint.instance.protocol).or_else(|| {
-            if self.is_grpc {
+            if self.is_grpc || (self.snapshot.settings.same_protocol && parts.version == Version::HTTP_2) {
                 Some(Protocol::Http2)
             } else if tls && !headers::is_upgrade(&parts.headers) {
                 None
@@ -253,7 +259,7 @@ impl Destination<'_> {
 
     /// Leave to ask one endpoint more for the same request, from the service's budget.
     pub(super) fn allow_another(self) -> Option<Grant> {
-        let budget = &self.snapshot.settings.service.retry.budget;
+        let budget = &self.service.retry.budget;
         let in_flight = self.cluster.metrics.in_flight.get();
         let grant = self.cluster.retries.take(budget.percent, budget.per_second, in_flight, Instant::now());
         if grant.is_none() {
@@ -271,7 +277,7 @@ impl Destination<'_> {
         method: &Method,
         since: Instant,
     ) -> Result<Sent, Box<Failed>> {
-        let retry = &self.snapshot.settings.service.retry;
+        let retry = &self.service.retry;
         match sent {
             Ok(Sent { response, again }) => {
                 let now = Instant::now();
@@ -311,28 +317,13 @@ impl Destination<'_> {
     }
 }
 
-fn no_endpoints(snapshot: &Snapshot) -> ProxyError {
-    let detail = match snapshot.endpoints.len() {
-        0 => "the service has no endpoints".to_owned(),
-        count => {
-            let health = snapshot.endpoints.iter().map(|endpoint| &endpoint.live.health);
-            let why = match health.filter(|health| health.is_shut()).count() {
-                0 => String::new(),
-                unhealthy => format!("; {unhealthy} fail their health checks"),
-            };
-            format!("none of the service's {count} endpoints can take requests{why}")
-        }
-    };
-    ProxyError::new(Reason::NoEndpoints, detail)
-}
-
 /// Whether a try that failed for this reason says something about its endpoint.
 pub(super) fn says_something(reason: Reason) -> bool {
     // While it is sent, a request may just as well stall because its caller does.
     reason.fault() == Fault::Upstream && reason != Reason::IdleTimeout
 }
 
-fn connect_error(endpoint: &Endpoint, error: &ConnectError) -> ProxyError {
+pub(super) fn connect_error(endpoint: &Endpoint, error: &ConnectError) -> ProxyError {
     ProxyError::new(error.reason(), format!("{}: {error}", endpoint.instance.address))
 }
 

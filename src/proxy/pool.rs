@@ -236,7 +236,7 @@ impl Slot {
         wanted: Option<Protocol>,
     ) -> Result<(Stream, Protocol, Connected), ConnectError> {
         let limit = settings.service.limits.connections;
-        let place = self.limits.connect(limit).ok_or(ConnectError::Limit(limit))?;
+        let mut place = self.limits.connect(limit).ok_or(ConnectError::Limit(limit))?;
         // Boxed: it is large and rare, and would make every connection's future as large.
         let opened = Box::pin(connect(endpoint, settings, wanted)).await;
         match &opened {
@@ -244,6 +244,7 @@ impl Slot {
             Err(_) => self.pool().connect_failures.inc(),
         }
         let (stream, protocol) = opened?;
+        place.has(&stream);
         Ok((stream, protocol, place))
     }
 

@@ -3,23 +3,28 @@
 
 use super::{
     body::Body,
-    headers::{GRPC_STATUS, X_REQUEST_ID},
+    callers::Caller,
+    headers::{GRPC_STATUS, Origin, X_REQUEST_ID, without_user},
     http::Downstream,
     listener::Listener,
+    mirror::{Comparison, Lot},
     retry::retry_after,
+    routing::Routed,
     timer::Patience,
 };
 use crate::{
     cluster::{
-        Cluster,
+        Cluster, Endpoint, Snapshot,
         endpoint::InFlight,
         health::{Choice, Outcome},
+        subset::Settled,
+        table::Settings,
     },
-    error::{ProxyError, Reason},
+    config,
+    error::{Fault, ProxyError, Reason},
     registry::Address,
     telemetry::{
-        Telemetry,
-        access_log::{AccessRecord, Text},
+        access_log::{AccessRecord, RoutedTo, Text},
         flags::{Flag, Flags},
         labels::{FallbackKind, InjectedFault},
     },
@@ -28,7 +33,6 @@ use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header::HOST, request, uri::PathAndQuery,
 };
 use std::{
-    net::SocketAddr,
     rc::Rc,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -37,17 +41,20 @@ use tokio::time::Instant;
 
 #[derive(Debug)]
 pub struct Record {
-    telemetry: Arc<Telemetry>,
     listener: Rc<Listener>,
     started: Instant,
     /// The service that it is for.
     cluster: Option<Arc<Cluster>>,
+    /// On its way to the local application: who asks.
+    caller: Option<Rc<Caller>>,
     /// Since when it has a place among the service's requests in flight, which it must leave.
     entered: Option<Instant>,
     in_flight: Option<InFlight>,
     attempts: u32,
     flags: Flags,
     status: u16,
+    /// Whether it is a gRPC call that has ended with a status that says so.
+    grpc_failed: bool,
     failure: Option<Box<ProxyError>>,
     rare: Option<Box<Rare>>,
     line: Line,
@@ -68,12 +75,19 @@ struct Rare {
     carrier: Option<Arc<Cluster>>,
     /// What was put in on purpose, the last of it.
     fault: Option<InjectedFault>,
+    /// What its routes have made of it.
+    routed: Option<Routed>,
+    /// Its copies that it is compared with.
+    comparisons: Vec<Rc<Comparison>>,
+    /// When its response began, where that is to be known.
+    answered: Option<Instant>,
+    grpc_status: Option<HeaderValue>,
 }
 
 /// The request as the access log shows it. All of it is shared with the request, not copied.
 #[derive(Debug)]
 struct Line {
-    peer: SocketAddr,
+    origin: Rc<Origin>,
     method: Method,
     path: Option<PathAndQuery>,
     host: Option<HeaderValue>,
@@ -84,23 +98,24 @@ struct Line {
 impl Record {
     pub fn start(down: &Downstream<'_>, request: &Request<Body>) -> Self {
         Self {
-            telemetry: down.proxy.telemetry.clone(),
             listener: down.listener.clone(),
             started: Instant::now(),
             cluster: None,
+            caller: None,
             entered: None,
             in_flight: None,
             attempts: 0,
             flags: Flags::default(),
             status: 0,
+            grpc_failed: false,
             failure: None,
             rare: None,
             line: Line {
-                peer: down.origin.peer,
+                origin: down.origin.clone(),
                 method: request.method().clone(),
                 path: request.uri().path_and_query().cloned(),
                 host: match request.uri().authority() {
-                    Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
+                    Some(authority) => HeaderValue::from_str(without_user(authority)).ok(),
                     None => request.headers().get(HOST).cloned(),
                 },
                 request_id: None,
@@ -124,6 +139,54 @@ impl Record {
     /// The request is for this service.
     pub fn routed(&mut self, cluster: Arc<Cluster>) {
         self.cluster = Some(cluster);
+    }
+
+    /// Its routes have made this of it.
+    pub fn took(&mut self, routed: Routed) {
+        self.rare().routed = Some(routed);
+    }
+
+    /// The settings of its route, where that has its own.
+    pub fn own_settings(&mut self, settings: &Settings) -> Option<Arc<config::Service>> {
+        self.rare.as_mut()?.routed.as_mut()?.resolve(settings)
+    }
+
+    /// The copies that its routes ask for. Afterwards there are none.
+    pub fn take_lots(&mut self) -> Vec<Lot> {
+        let routed = self.rare.as_mut().and_then(|rare| rare.routed.as_mut());
+        routed.map_or_else(Vec::new, Routed::take_lots)
+    }
+
+    /// What comes of it is to be known there.
+    pub fn compared_in(&mut self, comparison: Rc<Comparison>) {
+        self.rare().comparisons.push(comparison);
+    }
+
+    /// What it is compared by, if it is.
+    fn compared(&mut self) -> Option<&mut Rare> {
+        self.rare.as_deref_mut().filter(|rare| !rare.comparisons.is_empty())
+    }
+
+    /// Which endpoints it may go to, now that they are known.
+    pub fn settle(&mut self, snapshot: &Snapshot) -> Settled {
+        let Some(routed) = self.rare.as_mut().and_then(|rare| rare.routed.as_mut()) else { return Settled::default() };
+        let settled = routed.settle(snapshot);
+        if settled.fell_back {
+            self.flags.set(Flag::SubsetFallback);
+        }
+        settled
+    }
+
+    /// Changes the response as its routes say.
+    pub fn edit(&self, response: &mut Response<Body>) {
+        if let Some(routed) = self.its_routes() {
+            routed.edit(response);
+        }
+    }
+
+    /// The request is for the local application, and this is who sends it.
+    pub fn called_by(&mut self, caller: Rc<Caller>) {
+        self.caller = Some(caller);
     }
 
     /// The service's limits have given it a place, which it keeps until it has ended.
@@ -200,25 +263,17 @@ impl Record {
             }
         }
         self.tell(if is_failure(response.status()) { Outcome::Failure } else { Outcome::Success });
-        if matches!(response.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            self.asked_for_pause(response);
-        }
-    }
-
-    /// An endpoint that has too much to do says so, and perhaps for how long; others are to be preferred until then.
-    fn asked_for_pause<B>(&self, response: &Response<B>) {
-        let after = retry_after(response.headers());
-        if after.is_none() && response.status() == StatusCode::SERVICE_UNAVAILABLE {
-            return;
-        }
         if let (Some(cluster), Some(in_flight)) = (carrier(&self.rare, &self.cluster), &self.in_flight) {
-            cluster.load().penalise(&in_flight.endpoint().live, after, Instant::now());
+            spare(cluster, in_flight.endpoint(), response);
         }
     }
 
     /// The response's head, ours or the upstream's, is known.
     pub fn responded(&mut self, status: StatusCode) {
         self.status = status.as_u16();
+        if let Some(rare) = self.compared() {
+            rare.answered = Some(Instant::now());
+        }
         let carrier = carrier(&self.rare, &self.cluster);
         if let (Some(cluster), Some(entered)) = (carrier, self.entered)
             && cluster.limits.is_adapting()
@@ -274,6 +329,10 @@ impl Record {
         self.rare.as_ref()?.fallback
     }
 
+    fn its_routes(&self) -> Option<&Routed> {
+        self.rare.as_ref()?.routed.as_ref()
+    }
+
     fn leave(&mut self) {
         if self.entered.take().is_some()
             && let Some(cluster) = carrier(&self.rare, &self.cluster)
@@ -296,7 +355,8 @@ impl Record {
     pub fn patience(&self) -> Patience {
         let carrier = carrier(&self.rare, &self.cluster);
         let Some(cluster) = carrier else { return Patience { idle: Duration::from_secs(60), until: None } };
-        let timeouts = &cluster.load().settings.service.timeouts;
+        let (snapshot, own) = (cluster.load(), self.its_routes().and_then(|routed| routed.settings()));
+        let timeouts = own.map_or(&snapshot.settings.service.timeouts, |own| &own.timeouts);
         Patience { idle: timeouts.idle, until: timeouts.stream.map(|stream| self.started + stream) }
     }
 
@@ -309,8 +369,11 @@ impl Record {
 
     /// How a gRPC call ended.
     pub fn grpc_status(&mut self, status: &HeaderValue) {
-        // UNKNOWN, INTERNAL, UNAVAILABLE, DATA_LOSS. The others are said to the caller about its call.
-        let failed = [&b"2"[..], b"13", b"14", b"15"].contains(&status.as_bytes());
+        let failed = is_grpc_failure(status);
+        self.grpc_failed = failed;
+        if let Some(rare) = self.compared() {
+            rare.grpc_status = Some(status.clone());
+        }
         self.tell(if failed { Outcome::Failure } else { Outcome::Success });
     }
 
@@ -328,14 +391,44 @@ fn carrier<'r>(rare: &'r Option<Box<Rare>>, cluster: &'r Option<Arc<Cluster>>) -
 }
 
 /// Whether this status says that the endpoint is in trouble. 501 says something about the request only.
-fn is_failure(status: StatusCode) -> bool {
+pub fn is_failure(status: StatusCode) -> bool {
     status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED
+}
+
+/// The same of a gRPC call's.
+pub fn is_grpc_failure(status: &HeaderValue) -> bool {
+    // UNKNOWN, INTERNAL, UNAVAILABLE, DATA_LOSS. The others are said to the caller about its call.
+    [&b"2"[..], b"13", b"14", b"15"].contains(&status.as_bytes())
+}
+
+/// An endpoint that has too much to do says so, and perhaps for how long; others are to be preferred until then.
+pub fn spare<B>(cluster: &Cluster, endpoint: &Endpoint, response: &Response<B>) {
+    if !matches!(response.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+        return;
+    }
+    let after = retry_after(response.headers());
+    if after.is_some() || response.status() == StatusCode::TOO_MANY_REQUESTS {
+        cluster.load().penalise(&endpoint.live, after, Instant::now());
+    }
+}
+
+/// An endpoint's address as the access log takes it.
+pub fn address(address: &Address) -> Text {
+    match address {
+        Address::Ip(address) => Text::from(*address),
+        name @ Address::Name { .. } => Text::Shared(name.to_string().into()),
+    }
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
         if self.ended.is_none() && self.failure.is_none() {
-            self.failure = Some(Box::new(ProxyError::new(Reason::DownstreamClosed, "the request was abandoned")));
+            let (reason, detail) = if self.listener.is_cut() {
+                (Reason::ShuttingDown, "cut off at the deadline of the drain")
+            } else {
+                (Reason::DownstreamClosed, "the request was abandoned")
+            };
+            self.failure = Some(Box::new(ProxyError::new(reason, detail)));
         }
         let reason = self.failure.as_ref().map(|failure| failure.reason);
         if self.status == 0 {
@@ -343,6 +436,26 @@ impl Drop for Record {
         }
         let duration = self.ended.unwrap_or_else(Instant::now) - self.started;
         self.leave();
+        let subset = self.its_routes().and_then(|routed| routed.went_to());
+        if self.caller.is_some() || subset.is_some() {
+            let cut_off = reason.is_some_and(|reason| reason.fault() != Fault::Downstream);
+            let failed = self.grpc_failed || cut_off || self.status >= 500;
+            if let Some(caller) = &self.caller {
+                caller.metrics.red.count(self.status, failed, duration);
+            }
+            // What a fallback has answered, its endpoints have not.
+            if let Some(subset) = subset {
+                subset.red.count(self.status, failed || self.fallback().is_some(), duration);
+            }
+        }
+        // Nobody knows what would have come of one that its caller gave up.
+        if reason.is_none_or(|reason| reason.fault() != Fault::Downstream)
+            && let Some(Rare { comparisons, answered, grpc_status, .. }) = self.rare.as_deref_mut()
+        {
+            for comparison in comparisons {
+                comparison.own(self.status, grpc_status.clone(), *answered);
+            }
+        }
         match &self.cluster {
             Some(cluster) => {
                 let metrics = &cluster.metrics;
@@ -360,9 +473,10 @@ impl Drop for Record {
                 }
             }
         }
-        if self.telemetry.access_log.wants(self.status, self.failure.is_some() || self.fallback().is_some()) {
+        let failed = self.failure.is_some() || self.fallback().is_some();
+        if self.listener.telemetry.access_log.wants(self.status, failed) {
             let line = self.access_record(duration);
-            self.telemetry.access_log.log(line);
+            self.listener.telemetry.access_log.log(line);
         }
     }
 }
@@ -370,26 +484,27 @@ impl Drop for Record {
 impl Record {
     fn access_record(&mut self, duration: Duration) -> AccessRecord {
         let failed = self.failure.as_ref().map(|failure| failure.reason);
-        let endpoint = self.in_flight.as_ref().map(|in_flight| match &in_flight.endpoint().instance.address {
-            Address::Ip(address) => Text::from(*address),
-            name @ Address::Name { .. } => Text::Shared(name.to_string().into()),
-        });
         AccessRecord {
             time: SystemTime::now() - duration,
             listener: Text::Shared(self.listener.name.clone()),
-            peer: self.line.peer,
-            method: self.line.method.clone(),
+            peer: self.line.origin.peer,
+            method: Some(self.line.method.clone()),
             authority: self.line.host.take().map(Text::from),
-            path: self.line.path.take().map_or(Text::Static("/"), Text::from),
+            path: Some(self.line.path.take().map_or(Text::Static("/"), Text::from)),
             protocol: if self.line.version == Version::HTTP_2 { "HTTP/2" } else { "HTTP/1.1" },
             service: self.cluster.as_ref().map(|cluster| Text::Shared(cluster.name.clone())),
-            endpoint,
+            routed: self.its_routes().map(|routed| {
+                let subset = routed.went_to().map(|subset| subset.subset.clone());
+                Box::new(RoutedTo { route: routed.name(), subset })
+            }),
+            endpoint: self.in_flight.as_ref().map(|in_flight| address(&in_flight.endpoint().instance.address)),
             status: self.status,
             bytes_in: self.bytes_in,
             bytes_out: self.bytes_out,
             duration,
             attempts: self.attempts,
             request_id: self.line.request_id.take().map(Text::from),
+            caller: self.caller.as_ref().map(|caller| caller.metrics.caller.clone()),
             reason: failed.or(self.fallback().map(|(_, reason)| reason)).map(Reason::as_str),
             fallback: self.fallback().map(|(kind, _)| kind.as_str()),
             flags: self.flags,

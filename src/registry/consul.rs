@@ -1,13 +1,22 @@
-//! Consul: blocking queries on the health endpoint of an agent.
+//! Consul: blocking queries on the health endpoint of an agent, services of our own registered with it, and its KV store.
 
+mod agent;
 mod client;
 mod decode;
+mod encode;
+mod entry;
 mod follow;
+#[cfg(fuzzing)]
+pub mod fuzzing;
+mod kv;
 mod limit;
+mod store;
 
-use super::{Registry, RegistryError, SetupError, Sink};
+use super::{Entry, Registration, Registry, RegistryError, SetupError, Sink, store::Store, watch};
 use crate::config::ConsulRegistry;
 use client::Client;
+use entry::OwnEntry;
+use follow::Queries;
 use futures_util::future::BoxFuture;
 use std::{sync::Arc, time::Duration};
 
@@ -44,11 +53,22 @@ impl Registry for Consul {
     }
 
     fn follow(self: Arc<Self>, service: String, sink: Sink) -> BoxFuture<'static, ()> {
-        Box::pin(follow::follow(self, service, sink))
+        Box::pin(async move {
+            let queries = Queries::new(self.clone(), &service);
+            watch::follow(&self.name, &service, sink, queries).await;
+        })
     }
 
     fn list(self: Arc<Self>) -> BoxFuture<'static, Result<Vec<String>, RegistryError>> {
         Box::pin(async move { self.client.services().await })
+    }
+
+    fn entry(self: Arc<Self>, registration: Arc<Registration>) -> Result<Box<dyn Entry>, RegistryError> {
+        Ok(Box::new(OwnEntry::new(self, registration)))
+    }
+
+    fn store(self: Arc<Self>) -> Result<Arc<dyn Store>, RegistryError> {
+        Ok(self)
     }
 
     fn silence_limit(&self) -> Duration {

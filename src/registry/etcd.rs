@@ -1,28 +1,33 @@
 //! etcd (version 3): a range, then a watch from that revision, over one HTTP/2 connection for all services.
 
 mod connection;
+mod entry;
 mod follow;
-mod link;
+mod instances;
 mod proto;
+mod store;
 
-use super::{Registry, RegistryError, SetupError, Sink, layout::Keys};
+use super::{
+    Entry, Registration, Registry, RegistryError, SetupError, Sink, in_time, layout::Keys, link::Link,
+    registration::since_1970, server::Server, store::Store, watch,
+};
 use crate::config::EtcdRegistry;
-use connection::{CallError, Credentials};
+use connection::{CallError, Connect, Connection, Credentials};
+use entry::Key;
+use follow::Keyspace;
 use futures_util::future::BoxFuture;
-use link::Link;
+use instances::Instances;
 use proto::RangeRequest;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 /// Keys per page of a listing, which are read without their values.
 const LIST_PAGE: i64 = 5000;
-/// A listing is asked for by a person, who would rather have an error than wait for a cluster to come back.
-const LIST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One etcd cluster.
 pub struct Etcd {
     name: String,
     keys: Keys,
-    link: Link,
+    link: Link<Connect>,
 }
 
 impl Etcd {
@@ -34,11 +39,27 @@ impl Etcd {
             user: user.clone(),
             password: config.password.clone().unwrap_or_else(|| crate::config::Secret::new("")),
         });
+        let members = Server::parse_all(&config.endpoints)?;
+        let connect = Connect::new(&members, &config.tls, credentials)?;
         Ok(Self {
             name: name.into(),
             keys: Keys::new(config.layout, config.prefix.as_deref()),
-            link: Link::new(&config.endpoints, &config.tls, credentials)?,
+            link: Link::new(members, connect),
         })
+    }
+
+    /// What a caller is told of `error`, after which the next call may go to another member.
+    fn error(&self, connection: &Arc<Connection>, error: CallError) -> RegistryError {
+        let busy = |cause| RegistryError::Busy { server: connection.server().into(), cause };
+        match error {
+            CallError::Member(error) => {
+                self.link.give_up(connection);
+                error
+            }
+            CallError::Call(error) => error,
+            CallError::Revision(cause) => busy(cause),
+            CallError::Lease => busy("the lease has run out".into()),
+        }
     }
 
     async fn services(&self) -> Result<Vec<String>, RegistryError> {
@@ -56,23 +77,16 @@ impl Etcd {
         loop {
             let page = match connection.range(request.clone()).await {
                 Ok(page) => page,
-                Err(CallError::Member(error)) => {
-                    self.link.give_up(&connection);
-                    return Err(error);
-                }
-                Err(CallError::Call(error)) => return Err(error),
-                Err(CallError::Revision(cause)) => {
-                    return Err(RegistryError::Busy { server: connection.server().into(), cause });
-                }
+                Err(error) => return Err(self.error(&connection, error)),
             };
             if request.revision == 0 {
                 request.revision = page.header.map_or(0, |header| header.revision);
             }
             for kv in &page.kvs {
                 if let Some(service) = self.keys.service_at(&kv.key)
-                    && !services.contains(service)
+                    && !services.contains(&*service)
                 {
-                    services.insert(service.to_owned());
+                    services.insert(service.into_owned());
                 }
             }
             match page.kvs.into_iter().next_back() {
@@ -96,18 +110,26 @@ impl Registry for Etcd {
     }
 
     fn follow(self: Arc<Self>, service: String, sink: Sink) -> BoxFuture<'static, ()> {
-        Box::pin(follow::follow(self, service, sink))
+        Box::pin(async move {
+            let instances = Instances::new(self.clone(), &service);
+            let keyspace = Keyspace::new(self.clone(), self.keys.of_service(&service), instances);
+            watch::follow(&self.name, &service, sink, keyspace).await;
+        })
     }
 
     fn list(self: Arc<Self>) -> BoxFuture<'static, Result<Vec<String>, RegistryError>> {
-        Box::pin(async move {
-            tokio::time::timeout(LIST_TIMEOUT, self.services()).await.unwrap_or_else(|_| {
-                Err(RegistryError::Unreachable {
-                    server: self.name.clone(),
-                    cause: format!("no answer within {LIST_TIMEOUT:?}"),
-                })
-            })
-        })
+        Box::pin(async move { in_time(&self.name, self.services()).await })
+    }
+
+    fn entry(self: Arc<Self>, registration: Arc<Registration>) -> Result<Box<dyn Entry>, RegistryError> {
+        let Registration { service, instance, .. } = &*registration;
+        let record = self.keys.encode(service, instance, since_1970());
+        let record = record.map_err(|error| RegistryError::Impossible { cause: error.to_string() })?;
+        Ok(Box::new(Key::new(self, registration, record)))
+    }
+
+    fn store(self: Arc<Self>) -> Result<Arc<dyn Store>, RegistryError> {
+        Ok(self)
     }
 
     fn silence_limit(&self) -> Duration {

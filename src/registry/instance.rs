@@ -16,13 +16,15 @@ pub enum Address {
 }
 
 /// One endpoint of a service, as a registry describes it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Instance {
     /// Unique within the service and the registry.
     pub id: String,
     pub address: Address,
     /// Share of the traffic relative to the service's other instances, in the registry's own scale. 0 takes none.
     pub weight: u32,
+    /// Those of the lowest number take everything while enough of them are available, as with `balance.priority`.
+    pub priority: u32,
     pub zone: Option<String>,
     /// What it speaks, if the registry says so.
     pub protocol: Option<Protocol>,
@@ -44,6 +46,7 @@ impl Instance {
             id: id.into(),
             address,
             weight: Self::DEFAULT_WEIGHT,
+            priority: 0,
             zone: None,
             protocol: None,
             tls: None,

@@ -9,6 +9,8 @@ use tokio::{sync::watch, time::Instant};
 pub struct Observation {
     /// The newest whole set, sorted by id; `None` until the source has answered once. Kept when the source fails.
     pub instances: Option<Arc<[Instance]>>,
+    /// When that set came.
+    pub changed: Option<Instant>,
     /// When the source last said anything that proves that this set is current.
     pub confirmed: Option<Instant>,
     /// When anything at all was heard (an answer, a sign of life, or a failure): what the watchdog looks at.
@@ -47,6 +49,7 @@ impl Sink {
                 return recovered;
             }
             seen.instances = Some(instances.into());
+            seen.changed = Some(now);
             true
         });
     }

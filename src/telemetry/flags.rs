@@ -17,9 +17,11 @@ pub enum Flag {
     Hedged,
     /// The retry budget did not allow it another try.
     RetryDenied,
+    /// The subset that it was for was empty, so it went elsewhere.
+    SubsetFallback,
 }
 
-const WORDS: [&str; 5] = ["queued", "probe", "last_resort", "hedged", "retry_denied"];
+const WORDS: [&str; 6] = ["queued", "probe", "last_resort", "hedged", "retry_denied", "subset_fallback"];
 /// A bit for each.
 const _: () = assert!(Reason::ALL.len() <= u32::BITS as usize && WORDS.len() <= u8::BITS as usize);
 

@@ -29,6 +29,15 @@ pub enum Refused {
     AcceptError,
 }
 
+/// Why a datagram went nowhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dropped {
+    /// Too many wait, for an endpoint or in the kernel.
+    Full,
+    /// There is no endpoint for it, or no way.
+    Undeliverable,
+}
+
 /// What an endpoint is counted as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndpointState {
@@ -51,6 +60,53 @@ pub enum CheckResult {
     Failed,
 }
 
+/// How far a registration is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RegistrationState {
+    /// The application is not fit to serve yet, or not found.
+    Waiting,
+    /// The entry is being put, for the first time or after it was lost.
+    Registering,
+    Registered,
+    /// The registry has it as not fit to serve, or it was taken out because of that.
+    Unhealthy,
+    /// The registry does not answer, or refuses.
+    Failing,
+    /// The entry is being taken out for good.
+    Leaving,
+    Gone,
+}
+
+/// What came of routes in a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RouteUpdate {
+    Accepted,
+    Rejected,
+}
+
+/// How far a rollout is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RolloutPhase {
+    Running,
+    Paused,
+    RolledBack,
+    Done,
+}
+
+/// What was decided about a rollout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RolloutVerdict {
+    Start,
+    Hold,
+    Promote,
+    RollBack,
+    Done,
+}
+
+impl RolloutPhase {
+    pub const ALL: [Self; 4] = [Self::Running, Self::Paused, Self::RolledBack, Self::Done];
+}
+
 impl EndpointState {
     pub const COUNT: usize = 5;
 }
@@ -71,6 +127,30 @@ pub enum FallbackKind {
     Service,
     /// The last good response.
     LastGood,
+}
+
+/// Why a copy of a request was not sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MirrorSkipped {
+    /// `max_in_flight` were in flight.
+    Busy,
+    /// Its body is larger than `max_body`.
+    TooLarge,
+    /// It asks for an upgrade, is a copy itself, or has trailers.
+    Unfit,
+    /// Its body did not come to its end, or nobody wanted it.
+    Incomplete,
+    /// Nobody is there who could take it.
+    NoEndpoints,
+}
+
+impl RegistrationState {
+    pub const ALL: [Self; 7] =
+        [Self::Waiting, Self::Registering, Self::Registered, Self::Unhealthy, Self::Failing, Self::Leaving, Self::Gone];
+
+    pub const fn as_str(self) -> &'static str {
+        WORDS.registrations[self as usize]
+    }
 }
 
 impl InjectedFault {
@@ -100,9 +180,15 @@ pub const WORDS: Words = Words {
     retries: &REASONS,
     pool_closed: &["idle", "age", "full", "peer", "used", "removed"],
     refused: &["limit", "accept_error"],
+    dropped: &["full", "undeliverable"],
     endpoints: &["available", "unavailable", "ejected", "unhealthy", "failing"],
     health_checks: &["passed", "failed"],
     ejections: &["consecutive_failures", "failure_percent", "outlier", "no_success"],
     fallbacks: &["response", "service", "last-good"],
     faults: &["delay", "abort"],
+    mirror_skipped: &["busy", "too_large", "unfit", "incomplete", "no_endpoints"],
+    registrations: &["waiting", "registering", "registered", "unhealthy", "failing", "leaving", "gone"],
+    route_updates: &["accepted", "rejected"],
+    rollout_phases: &["running", "paused", "rolled-back", "done"],
+    rollout_decisions: &["start", "hold", "promote", "roll-back", "done"],
 };

@@ -55,6 +55,9 @@ async fn bad_usage_exits_with_64() {
         (&["run", "--registry", "embedded:", "--listen", "4140"], "--listen"),
         (&["run", "--registry", "embedded:", "--workers", "none"], "--workers"),
         (&["run"], "registr"),
+        (&["net", "up"], "--pillion-user"),
+        (&["net", "up", "--pillion-user", "7", "--users", "7"], "contradict each other about 7"),
+        (&["net", "up", "--pillion-user", "7", "--exclude-ports", "http"], "--exclude-ports"),
         (&["rnu"], "rnu"),
         (&[], "Usage"),
     ] {
@@ -132,6 +135,19 @@ async fn flags_variables_and_a_file_give_the_same_config() {
     assert_eq!(by_flags, by_file);
     let (_, by_variable, _) = run(pillion(&["check", "--print"]).env("PILLION_CONFIG", &file)).await;
     assert_eq!(by_file, by_variable);
+}
+
+#[tokio::test]
+async fn rules_for_review_need_neither_rights_nor_programs() {
+    let folder = TempDir::new().unwrap();
+    let mut command = pillion(&["net", "up", "--print", "--pillion-user", "7", "--inbound-ports", "8080"]);
+    let (code, out, err) = run(command.env("PATH", folder.path())).await;
+    assert_eq!((code, err.as_str()), (DONE, ""));
+    assert!(out.starts_with("add table inet pillion\ndelete table inet pillion\ntable inet pillion {\n"), "{out}");
+    let (code, out, err) =
+        run(pillion(&["net", "up", "--print", "--pillion-user", "root"]).env("PATH", folder.path())).await;
+    assert_eq!((code, out.as_str()), (USAGE, ""));
+    assert!(err.contains("expected the user's number"), "{err}");
 }
 
 #[tokio::test]

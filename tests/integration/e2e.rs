@@ -1,5 +1,6 @@
 //! The pillion program as a child process, upstreams for it, and load on it.
 
+use crate::socket::Socket;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, Version, header::HOST};
 use http_body_util::{BodyExt, Empty, Full};
@@ -23,7 +24,7 @@ use std::{
 };
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, ToSocketAddrs},
     process::{Child, Command},
     sync::watch,
     task::{JoinHandle, JoinSet},
@@ -87,7 +88,14 @@ impl Pillion {
     }
 
     pub async fn start(command: &mut Command) -> Self {
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the program starts");
+        let mut pillion = Self::spawn(command.stdout(Stdio::null()));
+        pillion.until_logged("pillion is up").await;
+        pillion
+    }
+
+    /// Starts it, and waits for nothing.
+    pub fn spawn(command: &mut Command) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("the program starts");
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let (written, log) = watch::channel(String::new());
         tokio::spawn(async move {
@@ -95,9 +103,11 @@ impl Pillion {
                 written.send_modify(|log| writeln!(log, "{line}").unwrap());
             }
         });
-        let mut pillion = Self { child, log };
-        pillion.until_logged("pillion is up").await;
-        pillion
+        Self { child, log }
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("pillion runs")
     }
 
     /// All that it logged so far.
@@ -136,7 +146,7 @@ impl Pillion {
     }
 
     pub fn signal(&self, name: &str) {
-        let id = self.child.id().expect("pillion runs").to_string();
+        let id = self.id().to_string();
         assert!(std::process::Command::new("kill").args([&format!("-{name}"), &id]).status().unwrap().success());
     }
 
@@ -156,10 +166,22 @@ impl Pillion {
 
     /// The sum over all series of a metric whose name and labels begin so.
     pub async fn metric(&self, begin: &str) -> f64 {
-        let (status, page) = get_path(self.admin(), "admin", "/metrics").await.expect("the admin interface answers");
+        let (status, page) = self.admin_text("/metrics").await;
         assert_eq!(status, 200);
         let values = page.lines().filter(|line| line.starts_with(begin));
         values.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
+    }
+
+    /// What the admin interface answers: status and body.
+    pub async fn admin_text(&self, path: &str) -> (u16, String) {
+        get_path(self.admin(), "admin", path).await.expect("the admin interface answers")
+    }
+
+    /// What the API says.
+    pub async fn json(&self, path: &str) -> serde_json::Value {
+        let (status, text) = self.admin_text(path).await;
+        assert_eq!(status, 200, "{text}");
+        serde_json::from_str(&text).unwrap()
     }
 }
 
@@ -197,8 +219,13 @@ pub enum Client {
 
 impl Client {
     pub async fn connect(address: SocketAddr, version: Version) -> Result<Self, String> {
+        let stream = TcpStream::connect(address).await.map_err(|error| format!("connect: {error}"))?;
+        Self::over(stream, version).await
+    }
+
+    pub async fn over(stream: TcpStream, version: Version) -> Result<Self, String> {
         let said = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
-        let stream = TcpStream::connect(address).await.map_err(|error| said("connect", &error))?;
+        let stream = Socket(stream);
         stream.set_nodelay(true).unwrap();
         let io = TokioIo::new(stream);
         if version == Version::HTTP_2 {
@@ -260,7 +287,11 @@ impl Drop for Upstream {
 
 impl Upstream {
     pub async fn start(name: &str) -> Self {
-        let listener = TcpListener::bind(ANY).await.unwrap();
+        Self::at(ANY, name).await
+    }
+
+    pub async fn at(address: impl ToSocketAddrs, name: &str) -> Self {
+        let listener = Socket(TcpListener::bind(address).await.unwrap());
         let address = listener.local_addr().unwrap();
         let (requests, held) = (Arc::new(AtomicU64::new(0)), watch::Sender::new(0));
         let (released, leaving) = (watch::Sender::new(false), watch::Sender::new(false));
@@ -335,6 +366,7 @@ pub async fn serve<F>(stream: TcpStream, answer: impl Fn(Request<Incoming>) -> F
 where
     F: Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send + 'static,
 {
+    let stream = Socket(stream);
     let _ = stream.set_nodelay(true);
     let mut first = [0; 2];
     let seen = async {
@@ -378,6 +410,11 @@ pub struct Load {
 
 impl Load {
     pub fn start(address: SocketAddr, version: Version, host: &str, connections: usize) -> Self {
+        Self::paced(address, version, host, connections, Duration::ZERO)
+    }
+
+    /// With a pause after each request, where other things need the processor, too.
+    pub fn paced(address: SocketAddr, version: Version, host: &str, connections: usize, pause: Duration) -> Self {
         let (ended, (count, done)) = (watch::Sender::new(false), watch::channel(0));
         let mut tasks = JoinSet::new();
         for _ in 0..connections {
@@ -386,7 +423,12 @@ impl Load {
                 let (mut failures, mut client) = (Vec::new(), None);
                 while !*ended.borrow() {
                     match request(&mut client, address, version, &host).await {
-                        Ok(()) => count.send_modify(|count| *count += 1),
+                        Ok(()) => {
+                            count.send_modify(|count| *count += 1);
+                            if !pause.is_zero() {
+                                tokio::time::sleep(pause).await;
+                            }
+                        }
                         Err(error) => {
                             client = None;
                             failures.push(error);
@@ -433,4 +475,10 @@ async fn request(client: &mut Option<Client>, address: SocketAddr, version: Vers
     }
     let (status, body) = client.as_mut().unwrap().get(host, "/").await?;
     if status == 200 { Ok(()) } else { Err(format!("{status}: {body}")) }
+}
+
+/// The median and the highest.
+pub fn summary(mut times: Vec<Duration>) -> (Duration, Duration) {
+    times.sort_unstable();
+    (times[times.len() / 2], *times.last().unwrap())
 }

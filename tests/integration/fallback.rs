@@ -40,10 +40,8 @@ fn good(fields: &str, body: &str) -> String {
     format!("HTTP/1.1 200 OK\r\n{fields}content-length: {}\r\n\r\n{body}", body.len())
 }
 
-/// An address where nobody listens.
-async fn nobody() -> String {
-    Upstream::bind().await.address.to_string()
-}
+/// An address where nobody listens, and from which no connection is made.
+const NOBODY: &str = "127.0.0.1:1";
 
 #[tokio::test]
 async fn a_fixed_response_stands_in_for_errors_of_pillion_s_own() {
@@ -51,7 +49,7 @@ async fn a_fixed_response_stands_in_for_errors_of_pillion_s_own() {
     let slow = FIXED.replace("{ fallback", "{ timeouts: { request: 200ms }, fallback");
     for (addresses, settings, reason) in [
         (vec![], FIXED, "no_endpoints"),
-        (vec![nobody().await], FIXED, "connect_failed"),
+        (vec![NOBODY.to_owned()], FIXED, "connect_failed"),
         (vec![silent.address.to_string()], slow.as_str(), "request_timeout"),
     ] {
         let pillion = Setup::users(addresses).service(settings).access_log().start().await;
@@ -81,9 +79,9 @@ async fn a_fixed_response_stands_in_for_errors_of_pillion_s_own() {
 #[tokio::test]
 async fn a_registry_that_does_not_answer_is_an_error_too() {
     let folder = tempfile::tempdir().unwrap();
-    let (file, nobody) = (folder.path().join("pillion.yaml"), nobody().await);
+    let file = folder.path().join("pillion.yaml");
     let text = format!(
-        "registries: {{ main: {{ kind: consul, address: 'http://{nobody}' }} }}\n\
+        "registries: {{ main: {{ kind: consul, address: 'http://{NOBODY}' }} }}\n\
          discovery: {{ first_answer: 100ms }}\nadmin: {{ listen: {any} }}\n\
          listeners: [{{ name: egress, listen: {any} }}]\nservices:\n  {FIXED}\n",
         any = e2e::ANY
@@ -136,7 +134,7 @@ async fn another_service_gets_the_request_with_its_body() {
     let down = Upstream::bind().await.answering(|_| "HTTP/1.1 503 Down\r\ncontent-length: 0\r\n\r\n".into());
     let put = |path: &str, body: &str| post(path, body).replacen("POST", "PUT", 1);
     for (address, request) in
-        [(nobody().await, post("/path?a=b", "the body")), (down.address.to_string(), put("/path?a=b", "the body"))]
+        [(NOBODY.to_owned(), post("/path?a=b", "the body")), (down.address.to_string(), put("/path?a=b", "the body"))]
     {
         let mut standby = Upstream::bind().await.answering(|_| good("x-from: standby\r\n", "here"));
         let pillion = Setup::users([address])
@@ -252,8 +250,8 @@ async fn a_grpc_call_falls_back_to_another_service_and_to_nothing_else() {
 #[tokio::test]
 async fn it_goes_no_further_than_one_service() {
     let mut last = Answering::ok().await;
-    let pillion = Setup::users([nobody().await])
-        .instances("standby", [nobody().await])
+    let pillion = Setup::users([NOBODY])
+        .instances("standby", [NOBODY])
         .instances("last", [last.address])
         .service("user-service: { fallback: { service: standby } }")
         .service("standby: { fallback: { service: last } }")
@@ -274,7 +272,7 @@ async fn the_other_service_s_endpoints_are_judged_by_its_own_settings() {
     let failing =
         || async { Upstream::bind().await.answering(|_| "HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n".into()) };
     let (one, two) = (failing().await, failing().await);
-    let pillion = Setup::users([nobody().await])
+    let pillion = Setup::users([NOBODY])
         .instances("standby", [one.address, two.address])
         .service("user-service: { breaker: { enabled: false }, fallback: { service: standby } }")
         .service("standby: { breaker: { consecutive_failures: 2 } }")
@@ -512,8 +510,8 @@ async fn an_abort_that_was_put_in_is_taken_for_the_service_s_answer() {
 
 #[tokio::test]
 async fn a_service_that_is_only_named_as_a_fallback_is_followed_from_the_start() {
-    let pillion = Setup::users([nobody().await])
-        .instances("standby", [nobody().await])
+    let pillion = Setup::users([NOBODY])
+        .instances("standby", [NOBODY])
         .service("user-service: { fallback: { service: standby } }")
         .start()
         .await;

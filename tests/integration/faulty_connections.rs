@@ -193,7 +193,7 @@ async fn a_client_that_stops_reading_is_given_up() {
         // As much as anybody takes; pillion closes in the end, however much there is still to come.
         server.send("HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n").await;
         let piece = vec![b'x'; 64 << 10];
-        let writing = async { while tokio::io::AsyncWriteExt::write_all(&mut server.stream, &piece).await.is_ok() {} };
+        let writing = async { while tokio::io::AsyncWriteExt::write_all(&mut *server.stream, &piece).await.is_ok() {} };
         soon("pillion to give up", writing).await;
         pillion.until_metric("pillion_requests_in_flight", &[], 0.0).await;
         pillion.until_metric("pillion_pool_connections", &["state=\"active\""], 0.0).await;

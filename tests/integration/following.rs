@@ -33,14 +33,18 @@ impl Following {
         panic!("waited in vain for {wanted}; last seen: {:#?}", *self.seen.borrow())
     }
 
-    /// Waits for exactly these instances, each written as `ID ADDRESS WEIGHT`, and returns them.
+    /// Waits for exactly these instances, each written as `ID ADDRESS WEIGHT`, and returns them. Those that the registry
+    /// holds unfit may be left out of what is wanted.
     pub async fn until_set(&mut self, wanted: &[&str]) -> Vec<Instance> {
+        let fit = |set: &[Instance]| set.iter().filter(|instance| instance.healthy).cloned().collect::<Vec<_>>();
+        let is_it = |set: &[Instance]| shown(set) == wanted || shown(&fit(set)) == wanted;
         let seen = self
             .until(&format!("{wanted:?}"), |seen| {
-                seen.failure.is_none() && seen.instances.as_deref().is_some_and(|set| shown(set) == wanted)
+                seen.failure.is_none() && seen.instances.as_deref().is_some_and(is_it)
             })
             .await;
-        seen.instances.unwrap().to_vec()
+        let set = seen.instances.unwrap();
+        if shown(&set) == wanted { set.to_vec() } else { fit(&set) }
     }
 
     /// Waits for a failure, which must have left the instances alone.
@@ -68,10 +72,4 @@ fn shown(set: &[Instance]) -> Vec<String> {
             text
         })
         .collect()
-}
-
-/// The median and the highest.
-pub fn summary(mut times: Vec<Duration>) -> (Duration, Duration) {
-    times.sort_unstable();
-    (times[times.len() / 2], *times.last().unwrap())
 }

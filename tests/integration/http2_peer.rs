@@ -1,6 +1,9 @@
 //! Ends of HTTP/2 connections: clients and servers over the `h2` crate, and servers that write frames themselves.
 
-use crate::peer::{PATIENCE, Peer};
+use crate::{
+    peer::{PATIENCE, Peer},
+    socket::Socket,
+};
 use bytes::Bytes;
 use h2::{RecvStream, SendStream, client, server};
 use http::{HeaderMap, Request, Response, StatusCode, request};
@@ -54,7 +57,7 @@ impl Client {
     }
 
     pub async fn connect_as(address: SocketAddr, builder: &client::Builder) -> Self {
-        let stream = TcpStream::connect(address).await.unwrap();
+        let stream = Socket(TcpStream::connect(address).await.unwrap());
         stream.set_nodelay(true).unwrap();
         let (send, connection) = soon("the handshake", builder.handshake(stream)).await.unwrap();
         // Its error is seen by its streams.
@@ -123,15 +126,19 @@ pub async fn send_all(stream: &mut SendStream<Bytes>, mut data: Bytes, end: bool
 
 /// A server that speaks HTTP/2 only, and whose every answer the test gives itself.
 pub struct H2Upstream {
-    listener: TcpListener,
+    listener: Socket<TcpListener>,
     address: SocketAddr,
 }
 
 impl H2Upstream {
     pub async fn bind() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = Socket(TcpListener::bind("127.0.0.1:0").await.unwrap());
         let address = listener.local_addr().unwrap();
         Self { listener, address }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// The address as an instance that speaks HTTP/2.
@@ -159,7 +166,7 @@ impl H2Upstream {
 
     /// Whether nobody has connected since the last accept.
     pub fn is_left_alone(&self) -> bool {
-        socket2::SockRef::from(&self.listener).accept().is_err()
+        socket2::SockRef::from(&*self.listener).accept().is_err()
     }
 }
 
@@ -188,7 +195,7 @@ impl ServerConnection {
         let (seen, requests) = mpsc::unbounded_channel();
         let (goaway, mut asked) = mpsc::unbounded_channel();
         let task = tokio::spawn(async move {
-            let Ok(mut connection) = builder.handshake(stream).await else { return };
+            let Ok(mut connection) = builder.handshake(Socket(stream)).await else { return };
             loop {
                 tokio::select! {
                     accepted = connection.accept() => match accepted {

@@ -67,6 +67,14 @@ impl Instance {
         Self::spawn(([127, 0, 0, 1], 0).into(), work, executed).await
     }
 
+    /// The program with its arguments, and its environment, for somebody else to start. It ends with its stdin.
+    pub fn command(address: SocketAddr) -> (Vec<String>, [(&'static str, String); 2]) {
+        let program = env::current_exe().unwrap().to_str().unwrap().to_owned();
+        let arguments = ["--exact", NAME, "--nocapture", "--test-threads=1"].map(str::to_owned);
+        let environment = [(SERVE, address.to_string()), (TAKES, WORK.as_millis().to_string())];
+        (std::iter::once(program).chain(arguments).collect(), environment)
+    }
+
     async fn spawn(address: SocketAddr, work: Duration, executed: &mpsc::UnboundedSender<String>) -> Self {
         let mut child = Command::new(env::current_exe().unwrap())
             .args(["--exact", NAME, "--nocapture", "--test-threads=1"])

@@ -203,8 +203,8 @@ async fn nobody_waits_longer_than_the_queue_timeout_or_its_own_deadline() {
     let start = Instant::now();
     client.send("GET / HTTP/1.1\r\nhost: user-service\r\nx-request-timeout: 50ms\r\n\r\n").await;
     assert_eq!(client.response().await.error(), (504, Some("deadline_exceeded")));
-    let took = start.elapsed();
-    assert!((50 * MS..300 * MS).contains(&took), "{took:?}");
+    // Later it would have been told the other reason.
+    assert!(start.elapsed() >= 50 * MS, "{:?}", start.elapsed());
     assert!(upstream.is_left_alone());
     drop((clients, client));
     pillion.until_free().await;
@@ -358,13 +358,16 @@ async fn each_caller_has_a_rate_of_its_own_and_is_told_when_to_come_again() {
     let pillion = limited(upstream.address, limits).await;
     let mut client = pillion.connect().await;
     for caller in ["x-caller: a\r\n", "x-caller: b\r\n", ""] {
+        let start = Instant::now();
         let (count, refused) = through(&mut client, caller, 100).await;
-        // While it asks, another one may come.
-        assert!((90..=95).contains(&count), "{count} of {caller:?}");
+        // While it asks, one more may come each second.
+        assert!((90..=91 + start.elapsed().as_secs()).contains(&(count as u64)), "{count} of {caller:?}");
         let refused = refused.expect("the last ones are too many");
         assert_eq!((refused.error(), refused.get("retry-after")), ((429, Some("rate_limited")), Some("1")));
     }
     let grpc = http2_peer::Client::connect(pillion.egress()).await;
+    // As many as may come since the first ones.
+    while through(&mut client, "x-caller: a\r\n", 1).await.0 == 1 {}
     let mut call = http2_peer::request("POST", "/echo.Echo/Say");
     call.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
     call.headers_mut().insert("x-caller", "a".parse().unwrap());

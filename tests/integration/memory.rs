@@ -12,8 +12,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const SIZE: usize = 64 << 20;
 const PIECE: usize = 64 << 10;
-/// What the program may take, whatever goes through it.
-pub const LIMIT: u64 = 30 << 20;
+/// What the program may take besides its own code, whatever goes through it.
+pub const LIMIT: u64 = 20 << 20;
 
 pub fn is_small(pillion: &Pillion) {
     let peak = pillion.peak_memory();

@@ -1,5 +1,6 @@
 //! One end of an HTTP/1 connection that sends exactly the bytes it is told to, and upstreams made of such ends.
 
+use crate::socket::Socket;
 use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -14,7 +15,7 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A connection, seen from either end.
 pub struct Peer {
-    pub stream: TcpStream,
+    pub stream: Socket<TcpStream>,
     /// What was read and not yet taken.
     pub buf: Vec<u8>,
 }
@@ -72,7 +73,7 @@ impl Peer {
 
     pub fn new(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
-        Self { stream, buf: Vec::new() }
+        Self { stream: Socket(stream), buf: Vec::new() }
     }
 
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
@@ -219,7 +220,7 @@ impl Peer {
 
     /// Closes so that the other end sees a reset.
     pub fn reset(self) {
-        socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
+        socket2::SockRef::from(&*self.stream).set_linger(Some(Duration::ZERO)).unwrap();
     }
 
     /// Ends the sending side in order.
@@ -245,13 +246,18 @@ fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
 
 /// A server whose every answer the test writes itself.
 pub struct Upstream {
-    listener: TcpListener,
+    listener: Socket<TcpListener>,
     pub address: SocketAddr,
 }
 
 impl Upstream {
     pub async fn bind() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::bind_at(SocketAddr::from(([127, 0, 0, 1], 0))).await
+    }
+
+    /// Where one was before that is gone.
+    pub async fn bind_at(address: SocketAddr) -> Self {
+        let listener = Socket(TcpListener::bind(address).await.unwrap());
         let address = listener.local_addr().unwrap();
         Self { listener, address }
     }
@@ -265,7 +271,7 @@ impl Upstream {
     /// Whether nobody has connected since the last [`Self::accept`].
     pub fn is_left_alone(&self) -> bool {
         // Asks the kernel itself, which has a connection as soon as its client has.
-        socket2::SockRef::from(&self.listener).accept().is_err()
+        socket2::SockRef::from(&*self.listener).accept().is_err()
     }
 
     /// Answers every request with `respond`, as a server with keep-alive does, and tells the test what came.

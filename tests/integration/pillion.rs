@@ -2,10 +2,11 @@
 
 use crate::peer::{PATIENCE, Peer};
 use std::{
+    env,
     fmt::Display,
     fs,
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
     process::Stdio,
     time::{Duration, SystemTime},
 };
@@ -17,6 +18,13 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
+/// The program as users run it, if `PILLION_RELEASE_BIN` says where that is; else the one that the tests were built with.
+pub fn optimised() -> PathBuf {
+    env::var_os("PILLION_RELEASE_BIN").map_or_else(|| env!("CARGO_BIN_EXE_pillion").into(), PathBuf::from)
+}
+
+const IN_FORCE: &str = "the new config is in force";
+
 /// What the program is to be started with.
 #[derive(Default)]
 pub struct Setup {
@@ -24,7 +32,9 @@ pub struct Setup {
     services: String,
     egress: String,
     listeners: String,
+    registries: String,
     top: String,
+    optimised: bool,
 }
 
 impl Setup {
@@ -57,9 +67,38 @@ impl Setup {
         self
     }
 
+    /// Beside an application of this name.
+    pub fn named(self, service: &str) -> Self {
+        self.node(&format!("service: {service}"))
+    }
+
+    /// With these settings of its node.
+    pub fn node(mut self, settings: &str) -> Self {
+        self.top += &format!("node: {{ {settings} }}\n");
+        self
+    }
+
     /// Another listener, with these settings.
-    pub fn listener(mut self, name: &str, settings: &str) -> Self {
-        self.listeners += &format!("  - {{ name: {name}, listen: 127.0.0.1:0, {settings} }}\n");
+    pub fn listener(self, name: &str, settings: &str) -> Self {
+        self.listener_at(name, "127.0.0.1:0", settings)
+    }
+
+    pub fn listener_at(mut self, name: &str, listen: &str, settings: &str) -> Self {
+        self.listeners += &format!("  - {{ name: {name}, listen: '{listen}', {settings} }}\n");
+        self
+    }
+
+    /// Another registry beside the file, with these settings.
+    #[cfg(feature = "real-servers")]
+    pub fn registry(mut self, name: &str, settings: &str) -> Self {
+        self.registries += &format!("  {name}: {{ {settings} }}\n");
+        self
+    }
+
+    /// Registers what these settings say.
+    #[cfg(feature = "real-servers")]
+    pub fn register(mut self, settings: &str) -> Self {
+        self.top += &format!("register: [{{ {settings} }}]\n");
         self
     }
 
@@ -75,6 +114,13 @@ impl Setup {
         self
     }
 
+    /// As users run it, where that was built: for those who put much load on it.
+    #[cfg(feature = "real-servers")]
+    pub fn optimised(mut self) -> Self {
+        self.optimised = true;
+        self
+    }
+
     /// Starts the program and waits until it says that it is up.
     pub async fn start(self) -> Pillion {
         let dir = TempDir::new().unwrap();
@@ -83,17 +129,19 @@ impl Setup {
         let services = if self.services.is_empty() { "  {}\n" } else { &self.services };
         let config = format!(
             "{}admin: {{ listen: 127.0.0.1:0 }}\n\
-             registries:\n  main: {{ kind: file, path: {} }}\n\
+             registries:\n  main: {{ kind: file, path: {} }}\n{}\
              listeners:\n  - {{ name: egress, listen: 127.0.0.1:0{} }}\n{}\
              services:\n{services}",
             self.top,
             dir.path().join("instances.yaml").display(),
+            self.registries,
             self.egress,
             self.listeners,
         );
         let path = dir.path().join("pillion.yaml");
         fs::write(&path, &config).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_pillion"))
+        let program = if self.optimised { optimised() } else { env!("CARGO_BIN_EXE_pillion").into() };
+        let mut child = Command::new(program)
             .args(["run", "--config"])
             .arg(&path)
             .env_clear()
@@ -184,6 +232,18 @@ impl Pillion {
         fs::rename(new, path).unwrap();
     }
 
+    /// Writes `new` in the place of `old` in its config, and waits until it is in force.
+    pub async fn change_config(&mut self, old: &str, new: &str) {
+        let (path, aside) = (self.dir.path().join("pillion.yaml"), self.dir.path().join("pillion.new"));
+        let config = fs::read_to_string(&path).unwrap();
+        assert!(config.contains(old), "{config}");
+        let before = self.log().matches(IN_FORCE).count();
+        fs::write(&aside, config.replace(old, new)).unwrap();
+        fs::rename(aside, path).unwrap();
+        let changed = timeout(PATIENCE, self.log.wait_for(|log| log.matches(IN_FORCE).count() > before)).await.is_ok();
+        assert!(changed, "the config is not in force:\n{}", self.log());
+    }
+
     pub async fn metrics(&self) -> String {
         let mut admin = Peer::connect(self.admin()).await;
         admin.send("GET /metrics HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n").await;
@@ -255,17 +315,27 @@ impl Pillion {
         }
     }
 
-    /// The most memory that it had at any time, in bytes.
+    /// The most memory that it had at any time besides its own code, in bytes.
     pub fn peak_memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id().unwrap())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the kernel tells it");
-        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+        let bytes = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("the kernel tells it");
+            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+        };
+        bytes("VmHWM:") - bytes("RssFile:")
     }
 
     /// Sends it a signal, by name: `STOP`, `CONT`.
     pub async fn signal(&self, name: &str) {
         let id = self.child.id().unwrap().to_string();
         assert!(Command::new("kill").args([&format!("-{name}"), &id]).status().await.unwrap().success());
+    }
+
+    /// As `kill -9` does.
+    #[cfg(feature = "real-servers")]
+    pub async fn kill(mut self) {
+        self.child.start_kill().unwrap();
+        timeout(PATIENCE, self.child.wait()).await.expect("it ends").unwrap();
     }
 
     /// Asks it to end, and waits until it has.

@@ -1,7 +1,7 @@
 //! What README.md says is so.
 
 use pillion::{
-    config::{self, Source},
+    config::{self, Origin},
     error::Reason,
 };
 use std::path::Path;
@@ -26,6 +26,6 @@ fn the_config_is_good() {
     let readme = readme();
     let (_, rest) = readme.split_once("```yaml\n").unwrap();
     let (example, _) = rest.split_once("```").unwrap();
-    let loaded = config::load(Source::text("README.md", example), &|_| None).unwrap();
+    let loaded = config::load(Origin::text("README.md", example), &|_| None).unwrap();
     assert_eq!(loaded.config.listeners.len(), 2);
 }

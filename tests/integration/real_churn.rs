@@ -1,7 +1,7 @@
 //! Instances come and go through a real etcd, under load.
 
 use crate::{
-    e2e::{Pillion, Upstream, until_answer},
+    e2e::{Pillion, Upstream, until, until_answer},
     servers::{EtcdServer, program},
     tools::{h2load, wrk},
 };
@@ -51,6 +51,8 @@ impl<'e> Churn<'e> {
 
     /// Until it is told to end. Returns how many requests each instance took that has left.
     async fn run(mut self, mut end: watch::Receiver<bool>) -> Vec<u64> {
+        // Whoever left before that could not have taken a share.
+        until("load on all instances", async || self.instances.iter().all(|instance| instance.requests() > 0)).await;
         let (mut leaving, mut ticks) = (JoinSet::new(), interval(PERIOD));
         ticks.tick().await;
         loop {

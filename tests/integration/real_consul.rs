@@ -1,7 +1,8 @@
 //! The Consul registry against a real agent.
 
 use crate::{
-    following::{Following, summary},
+    e2e::summary,
+    following::Following,
     relay::Relay,
     servers::{Certificates, ConsulServer, free_port},
 };

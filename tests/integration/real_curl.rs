@@ -82,7 +82,7 @@ async fn expect_is_answered_by_the_upstream() {
 async fn a_gibibyte_up() {
     for version in VERSIONS {
         let upstream = Upstream::bind().await;
-        let pillion = Setup::users([upstream.address]).start().await;
+        let pillion = Setup::users([upstream.address]).optimised().start().await;
         let take = async {
             let mut server = upstream.accept().await;
             assert_eq!(server.head().await.get("transfer-encoding"), Some("chunked"));
@@ -118,7 +118,7 @@ async fn a_gibibyte_up() {
 async fn a_gibibyte_down_to_a_slow_reader() {
     for version in VERSIONS {
         let upstream = Upstream::bind().await;
-        let pillion = Setup::users([upstream.address]).start().await;
+        let pillion = Setup::users([upstream.address]).optimised().start().await;
         let give = async {
             let mut server = upstream.accept().await;
             server.head().await;

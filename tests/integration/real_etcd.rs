@@ -1,7 +1,8 @@
 //! The etcd registry against real etcds, every version that is installed.
 
 use crate::{
-    following::{Following, summary},
+    e2e::summary,
+    following::Following,
     relay::Relay,
     servers::{EtcdServer, etcds, free_port},
 };

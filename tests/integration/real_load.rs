@@ -14,7 +14,7 @@ async fn to_nginx(http2: bool) -> (Vec<Server>, Pillion) {
     let servers = vec![Server::nginx(http2).await, Server::nginx(http2).await];
     let protocol = if http2 { "http2" } else { "http1" };
     let instances = servers.iter().map(|server| format!("{{ address: {}, protocol: {protocol} }}", server.address));
-    let pillion = Setup::users(instances).start().await;
+    let pillion = Setup::users(instances).optimised().start().await;
     (servers, pillion)
 }
 

@@ -1,139 +1,162 @@
 //! Registries that are killed, cut off, or not there yet.
 
 use crate::{
-    e2e::{ANY, Load, Pillion, Upstream, get, pillion, until, until_answer},
+    e2e::{Load, Pillion, Upstream, get, until, until_answer},
     relay::Relay,
-    servers::{ConsulServer, EtcdServer, program},
+    servers::AnyServer,
 };
+use futures_util::future::join_all;
 use http::Version;
-use serde_json::json;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// The registries under test.
-enum Server {
-    Etcd(EtcdServer),
-    Consul(ConsulServer),
-}
-
-impl Server {
-    /// Both keep their data over a restart.
-    async fn both() -> [Self; 2] {
-        let etcd = EtcdServer::start(&program("etcd")).await;
-        [Self::Etcd(etcd), Self::Consul(ConsulServer::start_with_data().await)]
-    }
-
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Etcd(_) => "etcd",
-            Self::Consul(_) => "consul",
-        }
-    }
-
-    fn port(&self) -> u16 {
-        match self {
-            Self::Etcd(etcd) => etcd.port,
-            Self::Consul(consul) => consul.port,
-        }
-    }
-
-    /// For `--registry`, at this port.
-    fn url(&self, port: u16) -> String {
-        match self {
-            Self::Etcd(_) => format!("etcd://127.0.0.1:{port}"),
-            // Its watchdog's time hangs on this one.
-            Self::Consul(_) => format!("consul://127.0.0.1:{port}?wait=2s"),
-        }
-    }
-
-    async fn register(&self, instance: &Upstream) {
-        let Upstream { name, address, .. } = instance;
-        match self {
-            Self::Etcd(etcd) => drop(etcd.put(&format!("/pillion/users/{name}"), address.to_string()).await),
-            Self::Consul(consul) => {
-                let service = json!({"ID": name, "Name": "users", "Address": "127.0.0.1", "Port": address.port()});
-                consul.register(&service).await;
-            }
-        }
-    }
-
-    async fn deregister(&self, instance: &Upstream) {
-        match self {
-            Self::Etcd(etcd) => etcd.delete(&format!("/pillion/users/{}", instance.name)).await,
-            Self::Consul(consul) => {
-                let path = format!("/v1/agent/service/deregister/{}", instance.name);
-                consul.put(&path, &serde_json::Value::Null).await;
-            }
-        }
-    }
-
-    fn kill(&mut self) {
-        match self {
-            Self::Etcd(etcd) => etcd.kill(),
-            Self::Consul(consul) => consul.kill(),
-        }
-    }
-
-    async fn restart(&mut self) {
-        match self {
-            Self::Etcd(etcd) => etcd.restart().await,
-            Self::Consul(consul) => consul.restart().await,
-        }
-    }
-}
-
 const FAILURES: &str = "pillion_discovery_failures_total";
+const HELD: &str = "pillion_discovery_held";
 
 async fn until_metric(pillion: &Pillion, name: &str, fits: impl Fn(f64) -> bool) {
     until(name, async || fits(pillion.metric(name).await)).await;
 }
 
-#[tokio::test]
-async fn a_registry_is_killed_and_restarted_under_load_and_no_request_fails() {
-    for mut server in Server::both().await {
-        let (first, second) = (Upstream::start("first").await, Upstream::start("second").await);
-        server.register(&first).await;
-        let pillion = Pillion::with_registry(&server.url(server.port())).await;
-        let egress = pillion.egress();
-        until_answer(egress, "users", |status, _| status == 200).await;
-        let mut loads = [Version::HTTP_11, Version::HTTP_2].map(|version| Load::start(egress, version, "users", 4));
-        for round in 1..=2 {
-            let failures = pillion.metric(FAILURES).await;
-            server.kill();
-            until_metric(&pillion, FAILURES, |now| now > failures).await;
+async fn register(server: &mut AnyServer, instance: &Upstream) {
+    server.register("users", &instance.name, instance.address).await;
+}
+
+async fn deregister(server: &mut AnyServer, instance: &Upstream) {
+    server.deregister("users", &instance.name, instance.address).await;
+}
+
+/// Over both versions of HTTP, and so that many can run beside each other.
+fn loads(pillion: &Pillion) -> [Load; 2] {
+    let pause = Duration::from_millis(20);
+    [Version::HTTP_11, Version::HTTP_2].map(|version| Load::paced(pillion.egress(), version, "users", 2, pause))
+}
+
+/// Of a registry that is killed: how long it took until that was noticed, and until a change was seen once it was up; and
+/// how many requests there were meanwhile.
+async fn killed(server: &mut AnyServer) -> (Duration, Duration, u64) {
+    let (first, second) = (Upstream::start("first").await, Upstream::start("second").await);
+    register(server, &first).await;
+    let pillion = Pillion::with_registry(&server.url(server.port())).await;
+    until_answer(pillion.egress(), "users", |status, _| status == 200).await;
+    let mut loads = loads(&pillion);
+    let (mut noticed, mut right) = (Duration::ZERO, Duration::ZERO);
+    let rounds = if server.is_quick() { 2 } else { 1 };
+    for round in 1..=rounds {
+        let failures = pillion.metric(FAILURES).await;
+        let down = Instant::now();
+        server.kill();
+        until_metric(&pillion, FAILURES, |now| now > failures).await;
+        noticed = noticed.max(down.elapsed());
+        for load in &mut loads {
+            load.more(100).await;
+        }
+        server.restart().await;
+        let mut up = Instant::now();
+        if server.forgets() {
+            // It answers, and knows of nobody.
+            until_metric(&pillion, HELD, |held| held == f64::from(round)).await;
+            let before = first.requests();
             for load in &mut loads {
-                load.more(500).await;
+                load.more(50).await;
             }
-            server.restart().await;
-            // It is followed again: what changes from now on arrives.
-            let up = Instant::now();
-            if round == 1 {
-                server.register(&second).await;
-                until_answer(egress, "users", |_, name| name == "second").await;
-            } else {
-                server.deregister(&first).await;
-                until("the first to be left alone", async || {
-                    let before = first.requests();
-                    for load in &mut loads {
-                        load.more(50).await;
-                    }
-                    first.requests() == before
-                })
-                .await;
-            }
-            println!("{}: round {round}: right again {:.1?} after it was back", server.name(), up.elapsed());
+            assert!(first.requests() > before, "{}: it is still used", server.name());
+            up = Instant::now();
+            register(server, &first).await;
         }
-        for load in loads {
-            println!("{}: {} requests", server.name(), load.end_without_failure().await);
+        if round == 1 || server.forgets() {
+            register(server, &second).await;
         }
+        if round == 1 {
+            until_answer(pillion.egress(), "users", |_, name| name == "second").await;
+        }
+        until_metric(&pillion, HELD, |held| held == 0.0).await;
+        until(&format!("{} to be followed again", server.name()), async || {
+            let source = &pillion.json("/api/services/users").await["sources"][0];
+            source["state"] == "answering" && source["instances"] == 2
+        })
+        .await;
+        right = right.max(up.elapsed());
+    }
+    deregister(server, &first).await;
+    until("the first to be left alone", async || {
+        let before = first.requests();
+        for load in &mut loads {
+            load.more(20).await;
+        }
+        first.requests() == before
+    })
+    .await;
+    let mut done = 0;
+    for load in loads {
+        done += load.end_without_failure().await;
+    }
+    deregister(server, &second).await;
+    (noticed, right, done)
+}
+
+/// Of a registry to which nothing passes any more: how long it took until that was noticed, and until the table was right
+/// once the way was free again.
+async fn silenced(server: &mut AnyServer) -> (Duration, Duration) {
+    let relay = Relay::to(server.port()).await;
+    let (old, new) = (Upstream::start("old").await, Upstream::start("new").await);
+    register(server, &old).await;
+    let mut url = server.url(relay.port);
+    if let AnyServer::Consul(_) = server {
+        // Its watchdog's time hangs on this one.
+        url += "?wait=2s";
+    }
+    let pillion = Pillion::with_registry(&url).await;
+    until_answer(pillion.egress(), "users", |_, name| name == "old").await;
+    let mut loads = loads(&pillion);
+    relay.silence();
+    let cut = Instant::now();
+    register(server, &new).await;
+    deregister(server, &old).await;
+    until_metric(&pillion, FAILURES, |failures| failures > 0.0).await;
+    let noticed = cut.elapsed();
+    relay.mend();
+    let mended = Instant::now();
+    until_answer(pillion.egress(), "users", |_, name| name == "new").await;
+    let right = mended.elapsed();
+    for load in &mut loads {
+        load.more(20).await;
+    }
+    for load in loads {
+        load.end_without_failure().await;
+    }
+    (noticed, right)
+}
+
+#[tokio::test]
+async fn each_registry_is_killed_and_cut_off_under_load_and_no_request_fails() {
+    let stories = AnyServer::all().await.into_iter().map(|mut server| async move {
+        let (noticed, right, requests) = killed(&mut server).await;
+        let (cut_noticed, cut_right) = silenced(&mut server).await;
+        (server, [noticed, right, cut_noticed, cut_right], requests)
+    });
+    let stories = join_all(stories).await;
+    println!("registry  | killed: noticed | comes back with | right again | cut off: noticed | right again | requests");
+    for (server, [noticed, right, cut_noticed, cut_right], requests) in &stories {
+        let kept = if server.forgets() { "nothing" } else { "its data" };
+        println!(
+            "{:9} | {noticed:>15.1?} | {kept:15} | {right:>11.1?} | {cut_noticed:>16.1?} | {cut_right:>11.1?} | {requests}, none failed",
+            server.name()
+        );
+    }
+    // That it is right again at all is all that can be said here: attempts are up to 10 s apart by then, and a Eureka that
+    // cached half of two changes says so for twenty polls.
+    for (server, [noticed, _, cut_noticed, _], _) in &stories {
+        let name = server.name();
+        assert!(*noticed < Duration::from_secs(5), "{name}: {noticed:?}");
+        assert!(*cut_noticed < Duration::from_secs(25), "{name}: {cut_noticed:?}");
     }
 }
 
 #[tokio::test]
 async fn a_sidecar_that_starts_before_its_registry_says_so_fast_and_recovers() {
-    for mut server in Server::both().await {
+    for mut server in [AnyServer::etcd().await, AnyServer::consul().await] {
         let users = Upstream::start("users").await;
-        server.register(&users).await;
+        register(&mut server, &users).await;
         server.kill();
         let pillion = Pillion::with_registry(&server.url(server.port())).await;
         let asked = Instant::now();
@@ -150,64 +173,5 @@ async fn a_sidecar_that_starts_before_its_registry_says_so_fast_and_recovers() {
         let up = Instant::now();
         until_answer(pillion.egress(), "users", |status, _| status == 200).await;
         println!("{}: recovered {:.1?} after it was up", server.name(), up.elapsed());
-    }
-}
-
-#[tokio::test]
-async fn a_silent_cut_is_noticed_and_the_table_is_right_again() {
-    let [etcd, consul] = Server::both().await;
-    let noticed = async |server: &Server| {
-        let relay = Relay::to(server.port()).await;
-        let (old, new) = (Upstream::start("old").await, Upstream::start("new").await);
-        server.register(&old).await;
-        let pillion = Pillion::with_registry(&server.url(relay.port)).await;
-        until_answer(pillion.egress(), "users", |_, name| name == "old").await;
-        let mut load = Load::start(pillion.egress(), Version::HTTP_11, "users", 2);
-        relay.silence();
-        let cut = Instant::now();
-        server.register(&new).await;
-        server.deregister(&old).await;
-        until_metric(&pillion, FAILURES, |failures| failures > 0.0).await;
-        println!("{}: a silent cut was noticed after {:.1?}", server.name(), cut.elapsed());
-        relay.mend();
-        let mended = Instant::now();
-        until_answer(pillion.egress(), "users", |_, name| name == "new").await;
-        println!("{}: the table was right {:.1?} after the way was free again", server.name(), mended.elapsed());
-        load.more(10).await;
-        load.end_without_failure().await;
-    };
-    tokio::join!(noticed(&etcd), noticed(&consul));
-}
-
-#[tokio::test]
-async fn twenty_services_are_followed_politely() {
-    for server in Server::both().await {
-        let relay = Relay::to(server.port()).await;
-        let users = Upstream::start("users").await;
-        server.register(&users).await;
-        let mut command = pillion(&["run", "--listen", ANY, "--admin", ANY, "--registry"]);
-        // With the usual wait: how often an agent is asked is the question.
-        let url = server.url(relay.port).replace("?wait=2s", "");
-        let pillion = Pillion::start(command.arg(url)).await;
-        for number in 0..19 {
-            let (status, _) = get(pillion.egress(), &format!("service-{number}")).await.unwrap();
-            assert_eq!(status, 404);
-        }
-        until_answer(pillion.egress(), "users", |status, _| status == 200).await;
-        let (connections, requests) = (relay.connections(), relay.requests());
-        // One change is one answer and one question anew for each who asked for that service, and none for the others.
-        let more = Upstream::start("more").await;
-        server.register(&more).await;
-        until_answer(pillion.egress(), "users", |_, name| name == "more").await;
-        println!(
-            "{}: 20 services: {connections} connections, {} after a change; {requests} queries, {} after a change",
-            server.name(),
-            relay.connections(),
-            relay.requests()
-        );
-        let most = if matches!(server, Server::Etcd(_)) { 1 } else { 20 };
-        assert!(relay.connections() <= most + 1, "{}", relay.connections());
-        // Two per service: the first answer, and the question that waits.
-        assert!(requests <= 42 && relay.requests() <= requests + 4, "{requests}, then {}", relay.requests());
     }
 }

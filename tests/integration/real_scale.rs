@@ -1,8 +1,7 @@
 //! Speed from a registry to the table, and memory, at the size of a mesh.
 
 use crate::{
-    e2e::{ANY, Client, Pillion, Upstream, get, program, soon, until_answer},
-    following::summary,
+    e2e::{ANY, Client, Pillion, Upstream, get, program, soon, summary, until_answer},
     servers::{ConsulServer, EtcdServer, program as installed},
 };
 use futures_util::{StreamExt, stream};
@@ -31,7 +30,7 @@ fn discovery(registry: Arc<dyn Registry>) -> Handle {
     config.discovery.sources = vec!["main".into()];
     let registries = Registries::from([("main".to_owned(), registry)]);
     let telemetry = Arc::new(Telemetry { metrics, access_log });
-    let (discovery, handle) = Discovery::new(Arc::new(config), registries, telemetry).unwrap();
+    let (discovery, handle) = Discovery::new(Arc::new(config), registries, None, telemetry).unwrap();
     tokio::spawn(discovery.run());
     handle
 }

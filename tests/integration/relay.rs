@@ -1,6 +1,7 @@
 //! A TCP relay between two ends: it counts, it can be cut, with a word or without, and it can fail at an exact byte of each
 //! connection.
 
+use crate::socket::Socket;
 use std::{
     sync::{
         Arc,
@@ -13,7 +14,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinHandle,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 /// Far more than anything should take; only a failing test waits so long.
@@ -24,6 +25,8 @@ pub struct Relay {
     pub port: u16,
     shared: Arc<Shared>,
     state: watch::Sender<State>,
+    #[cfg_attr(not(feature = "real-servers"), allow(dead_code, reason = "only those tests look at it"))]
+    start: Instant,
     task: JoinHandle<()>,
 }
 
@@ -70,8 +73,13 @@ pub enum Fault {
 /// What has happened on one connection.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Passed {
+    /// When it was made, from the relay's start.
+    #[cfg_attr(not(feature = "real-servers"), allow(dead_code, reason = "only those tests look at it"))]
+    pub made: Duration,
     /// Bytes to the server.
     pub up: usize,
+    /// Pieces in which they came: about as many as the client's writes.
+    pub pieces: usize,
     /// Bytes back.
     pub down: usize,
     /// Whether both its connections are closed.
@@ -120,25 +128,28 @@ impl Relay {
 
     /// `faults` is asked for each connection by its number, the first being 0.
     pub async fn with(server_port: u16, faults: impl Fn(usize) -> Faults + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = Socket(TcpListener::bind("127.0.0.1:0").await.unwrap());
         let port = listener.local_addr().unwrap().port();
         let passed = watch::Sender::default();
         let shared = Arc::new(Shared { server_port, faults: Box::new(faults), passed, requests: AtomicUsize::new(0) });
         let (state, now) = watch::channel(State::Open);
+        let start = Instant::now();
         let task = tokio::spawn({
             let shared = shared.clone();
             async move {
                 loop {
-                    let (client, _) = listener.accept().await.unwrap();
+                    let client = Socket(listener.accept().await.unwrap().0);
                     if *now.borrow() != State::Cut {
                         let number = shared.passed.borrow().len();
-                        shared.passed.send_modify(|passed| passed.push(Passed::default()));
+                        shared
+                            .passed
+                            .send_modify(|passed| passed.push(Passed { made: start.elapsed(), ..Passed::default() }));
                         tokio::spawn(forward(client, number, shared.clone(), now.clone()));
                     }
                 }
             }
         });
-        Self { port, shared, state, task }
+        Self { port, shared, state, start, task }
     }
 
     /// As an address that a registry may have.
@@ -166,6 +177,18 @@ impl Relay {
         self.shared.passed.borrow().len()
     }
 
+    /// What has happened on all of them.
+    #[cfg(feature = "real-servers")]
+    pub fn passed(&self) -> Vec<Passed> {
+        self.shared.passed.borrow().clone()
+    }
+
+    /// Since its start.
+    #[cfg(feature = "real-servers")]
+    pub fn elapsed(&self) -> Duration {
+        self.start.elapsed()
+    }
+
     /// Waits until it is so with that connection, and says how it is then.
     pub async fn until(&self, number: usize, is_so: impl Fn(Passed) -> bool) -> Passed {
         let mut passed = self.shared.passed.subscribe();
@@ -181,12 +204,13 @@ impl Relay {
     }
 }
 
-async fn forward(mut client: TcpStream, number: usize, shared: Arc<Shared>, mut state: watch::Receiver<State>) {
+async fn forward(mut client: Socket<TcpStream>, number: usize, shared: Arc<Shared>, mut state: watch::Receiver<State>) {
     if *state.borrow() == State::Silent {
         let _ = state.wait_for(|state| *state == State::Cut).await;
         return;
     }
-    let Ok(mut server) = TcpStream::connect(("127.0.0.1", shared.server_port)).await else { return };
+    let Ok(server) = TcpStream::connect(("127.0.0.1", shared.server_port)).await else { return };
+    let mut server = Socket(server);
     // What is written at once is to arrive at once.
     client.set_nodelay(true).unwrap();
     server.set_nodelay(true).unwrap();
@@ -196,9 +220,12 @@ async fn forward(mut client: TcpStream, number: usize, shared: Arc<Shared>, mut 
         let count = |add: &dyn Fn(&mut Passed)| shared.passed.send_modify(|passed| add(&mut passed[number]));
         let up = pass(&mut from_client, &mut to_server, up, |bytes| {
             // Clients write a head at once, so none is split over two reads.
-            let requests = bytes.windows(9).filter(|bytes| bytes == b"GET /v1/h").count();
+            let requests = bytes.windows(5).filter(|bytes| bytes == b"GET /").count();
             shared.requests.fetch_add(requests, Ordering::Relaxed);
-            count(&|passed| passed.up += bytes.len());
+            count(&|passed| {
+                passed.up += bytes.len();
+                passed.pieces += 1;
+            });
         });
         let down = pass(&mut from_server, &mut to_client, down, |bytes| count(&|passed| passed.down += bytes.len()));
         tokio::select! {
@@ -209,7 +236,7 @@ async fn forward(mut client: TcpStream, number: usize, shared: Arc<Shared>, mut 
     match ended {
         Fault::Reset => {
             for end in [&client, &server] {
-                socket2::SockRef::from(end).set_linger(Some(Duration::ZERO)).unwrap();
+                socket2::SockRef::from(&**end).set_linger(Some(Duration::ZERO)).unwrap();
             }
         }
         // Both connections stay open, and nobody reads from them.

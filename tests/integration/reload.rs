@@ -1,8 +1,17 @@
 //! A running pillion takes another config, and ends, without a failed request.
 
-use crate::e2e::{ANY, Client, Load, Pillion, Upstream, get, soon, until_answer};
+use crate::{
+    e2e::{ANY, Client, Load, Pillion, Upstream, get, soon, until_answer},
+    socket::{Socket, free_port},
+};
 use http::Version;
-use std::{collections::BTreeMap, fs, net::TcpListener, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+    time::Duration,
+};
 use tempfile::TempDir;
 use tokio::{net::TcpStream, time::sleep};
 
@@ -187,8 +196,8 @@ async fn a_bad_reload_says_all_that_is_wrong_and_touches_nothing() {
     assert_eq!(get(egress, "users.mesh").await.unwrap().0, 404, "nothing of it is in force");
 
     // Good to read, but a port is taken: the rest of it is not in force either.
-    let taken = TcpListener::bind(ANY).unwrap();
-    let port = taken.local_addr().unwrap();
+    let port = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let taken = Socket(TcpListener::bind(port).unwrap());
     let unusable = Parts {
         more_listeners: format!("  - {{ name: other, listen: {ANY} }}\n  - {{ name: third, listen: '{port}' }}\n"),
         egress: ", host_suffixes: [.mesh]".into(),
@@ -225,7 +234,7 @@ async fn a_bad_reload_says_all_that_is_wrong_and_touches_nothing() {
 async fn a_listener_that_comes_back_serves_again() {
     let mut setup = Setup::start().await;
     // A port of its own, so that it is the same one each time.
-    let port = TcpListener::bind(ANY).unwrap().local_addr().unwrap();
+    let port = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let with = Parts { more_listeners: format!("  - {{ name: other, listen: '{port}' }}\n"), ..Parts::default() };
     for _ in 0..3 {
         setup.reload(&with, IN_FORCE).await;
@@ -280,7 +289,7 @@ async fn a_second_signal_ends_it_at_once() {
         setup.pillion.signal(signal);
         setup.pillion.until_logged("stopping").await;
         setup.pillion.signal(signal);
-        setup.pillion.ended().await;
+        assert_eq!(setup.pillion.ended().await, 1, "not as after a clean end");
         setup.pillion.until_logged("stopped at once").await;
         held.await.unwrap().unwrap_err();
     }

@@ -1,5 +1,36 @@
 //! Real registries as child processes: on ephemeral ports, in directories of their own, gone when dropped.
 
+mod any;
+
+pub use any::AnyServer;
+
+pub mod daemon;
+
+mod redis;
+
+pub use redis::{NOTIFYING, RedisServer, SentinelCluster};
+
+mod xds;
+
+pub use xds::{ControlPlane, Envoy};
+
+pub mod dns;
+
+pub mod zookeeper;
+
+mod eureka;
+pub mod kubernetes;
+
+pub use eureka::{EurekaServer, instance as eureka_instance};
+
+pub mod nacos;
+mod prometheus;
+
+pub use nacos::{NacosServer, VERSIONS as NACOS_VERSIONS};
+pub use prometheus::PrometheusServer;
+
+pub use crate::socket::{free_port, is_free};
+
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
@@ -13,18 +44,22 @@ use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
     env, fs,
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU16, Ordering},
     time::Duration,
 };
 use tempfile::TempDir;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::{Instant, sleep},
+};
 
 /// The line that installs what the tests need.
 const INSTALL: &str = "tests/servers/install.sh test";
-const START_LIMIT: Duration = Duration::from_secs(30);
+const START_LIMIT: Duration = Duration::from_secs(60);
+/// Servers in Java need a processor each for seconds when they start: more at once only start later, and make all others
+/// wait.
+static JAVA_STARTS: Semaphore = Semaphore::const_new(2);
 
 /// All directories that may hold a server, those of `PILLION_TEST_BIN` first.
 fn directories() -> Vec<PathBuf> {
@@ -51,20 +86,6 @@ pub fn etcds() -> BTreeMap<String, PathBuf> {
     found
 }
 
-/// A port that was free a moment ago.
-pub fn free_port() -> u16 {
-    // Below the range from which the kernel takes the ports of outgoing connections: a server that is restarted must find
-    // its port free.
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let offset = u16::try_from(std::process::id() % 10_000).unwrap();
-    loop {
-        let port = 20_000 + (offset + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
-}
-
 /// A child that is killed, by its own id, when dropped.
 pub struct Process {
     child: Child,
@@ -79,10 +100,31 @@ impl Drop for Process {
 
 impl Process {
     pub fn start(mut command: Command, log: &Path) -> Self {
+        command.stdin(Stdio::null());
+        Self::spawn(command, log)
+    }
+
+    fn spawn(mut command: Command, log: &Path) -> Self {
         let output = fs::File::options().create(true).append(true).open(log).unwrap();
-        command.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output);
+        command.stdout(output.try_clone().unwrap()).stderr(output);
         let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         Self { child, log: log.into() }
+    }
+
+    /// One that nobody drops: it is killed when this program has ended, and the folder of its log goes with it.
+    pub fn start_with_us(command: Command, log: &Path) -> Self {
+        let dir = log.parent().unwrap();
+        let mut guarded = Command::new("sh");
+        // The shell's input ends with us, however that is.
+        guarded.args(["-c", r#""$@" </dev/null & read -r end; kill -9 $!; wait $!; rm -rf "$0""#]);
+        guarded.arg(dir).arg(command.get_program()).args(command.get_args());
+        guarded.current_dir(dir).stdin(Stdio::piped());
+        Self::spawn(guarded, log)
+    }
+
+    /// Waits until a server in Java may start; it is up when this is dropped.
+    pub async fn java_start() -> SemaphorePermit<'static> {
+        JAVA_STARTS.acquire().await.unwrap()
     }
 
     /// As `kill -9` does.
@@ -103,7 +145,8 @@ impl Process {
             let ended = self.child.try_wait().unwrap();
             if ended.is_some() || start.elapsed() > START_LIMIT {
                 let log = fs::read_to_string(&self.log).unwrap_or_default();
-                let tail: Vec<_> = log.lines().rev().take(20).collect();
+                // Without the stacks of Java, which leave no room for their causes.
+                let tail: Vec<_> = log.lines().rev().filter(|line| !line.starts_with("\tat ")).take(20).collect();
                 panic!(
                     "the server did not start ({ended:?}):\n{}",
                     tail.into_iter().rev().collect::<Vec<_>>().join("\n")
@@ -123,17 +166,39 @@ pub struct Http {
 
 impl Http {
     pub fn new(port: u16) -> Self {
-        Self { base: format!("http://127.0.0.1:{port}"), client: Client::builder(TokioExecutor::new()).build_http() }
+        // One that idled may be closed by the server just when it is used again.
+        let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build_http();
+        Self { base: format!("http://127.0.0.1:{port}"), client }
     }
 
     /// `None` if there was no answer at all.
     pub async fn send(&self, method: Method, path: &str, token: &str, body: &str) -> Option<(StatusCode, String)> {
+        self.request(method, path, ("x-consul-token", token), body).await
+    }
+
+    /// With a form as the body, and Nacos' token.
+    pub async fn form(&self, method: Method, path: &str, token: &str, form: &str) -> Option<(StatusCode, String)> {
+        self.request(method, path, ("accessToken", token), form).await
+    }
+
+    async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        (header, token): (&str, &str),
+        body: &str,
+    ) -> Option<(StatusCode, String)> {
         let request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.base))
-            .header("x-consul-token", token)
+            .header(header, token)
+            .header("content-type", "application/x-www-form-urlencoded")
             .body(Full::from(body.to_owned()))
             .unwrap();
+        self.exchange(request).await
+    }
+
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Option<(StatusCode, String)> {
         let answer = self.client.request(request).await.ok()?;
         let status = answer.status();
         let body = answer.into_body().collect().await.ok()?.to_bytes();
@@ -169,11 +234,12 @@ impl EtcdServer {
     }
 
     async fn ready(&mut self) {
-        let (http, secure, port) = (self.http.clone(), self.scheme == "https", self.port);
+        let (http, secure, log) = (self.http.clone(), self.scheme == "https", self.process.log.clone());
         self.process
             .until(async || {
                 if secure {
-                    return tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok();
+                    // It listens before it has a leader, without which it answers nothing.
+                    return fs::read_to_string(&log).is_ok_and(|log| log.contains("ready to serve client requests"));
                 }
                 let health = http.send(Method::GET, "/health", "", "").await;
                 health.is_some_and(|(_, body)| body.contains("\"true\""))
@@ -226,6 +292,17 @@ impl EtcdServer {
         assert_eq!(answer["deleted"], "1", "{key} was there");
     }
 
+    /// All that begins with `prefix`.
+    pub async fn values(&self, prefix: &str) -> Vec<(String, String)> {
+        let mut end = prefix.as_bytes().to_vec();
+        *end.last_mut().unwrap() += 1;
+        let body = json!({"key": BASE64.encode(prefix), "range_end": BASE64.encode(end)});
+        let answer = self.gateway("/v3/kv/range", body).await;
+        let text = |value: &Value| String::from_utf8(BASE64.decode(value.as_str().unwrap()).unwrap()).unwrap();
+        let kvs = answer["kvs"].as_array().cloned().unwrap_or_default();
+        kvs.iter().map(|kv| (text(&kv["key"]), text(&kv["value"]))).collect()
+    }
+
     pub async fn compact(&self, revision: i64) {
         self.gateway("/v3/kv/compaction", json!({"revision": revision, "physical": true})).await;
     }
@@ -241,7 +318,8 @@ impl EtcdServer {
     pub fn etcdctl(&self, args: &[&str]) -> String {
         let output = Command::new(program("etcdctl"))
             .env("ETCDCTL_API", "3")
-            .args(["--endpoints", &self.url()])
+            // A busy machine may take longer than what it allows by default.
+            .args(["--dial-timeout=60s", "--command-timeout=60s", "--endpoints", &self.url()])
             .args(args)
             .output()
             .unwrap();
@@ -400,6 +478,14 @@ impl ConsulServer {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let (status, text) = self.http.send(Method::PUT, path, &self.token, &body).await.expect("Consul answers");
         assert!(status.is_success(), "{path}: {status} {text}");
+    }
+
+    /// Runs `consul kv`.
+    pub fn kv(&self, args: &[&str]) -> String {
+        let address = format!("-http-addr=http://127.0.0.1:{}", self.port);
+        let output = Command::new(program("consul")).args(["kv", args[0], &address]).args(&args[1..]).output().unwrap();
+        assert!(output.status.success(), "consul kv {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     pub async fn get(&self, path: &str) -> String {

@@ -9,13 +9,15 @@ use std::{
 
 /// The modules from the ground up. A module uses only those on lower floors, never one beside it, so there are no cycles.
 const FLOORS: &[&[&str]] = &[
-    &["backoff", "drain", "error", "worker"],
+    &["backoff", "drain", "durable", "error", "pattern", "worker"],
     &["config"],
+    &["import"],
     &["telemetry"],
     &["net"],
     &["registry"],
-    &["cluster"],
-    &["discovery", "registrar", "route"],
+    &["route"],
+    &["cluster", "rollout"],
+    &["discovery", "inbound", "registrar"],
     &["admin", "proxy"],
     &["app"],
     &["demo"],

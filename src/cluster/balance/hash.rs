@@ -6,8 +6,9 @@
 use crate::{
     cluster::endpoint::Endpoint,
     config::{Balance, Policy},
+    route,
 };
-use http::{HeaderName, header::COOKIE, request};
+use http::{HeaderName, request};
 use std::{net::IpAddr, num::NonZeroU32, sync::Arc};
 use twox_hash::XxHash64;
 
@@ -48,21 +49,18 @@ impl HashBy {
     pub fn hash(&self, request: &request::Parts, source: IpAddr) -> Option<u64> {
         match self {
             Self::Header(name) => request.headers.get(name).map(|value| hash(0, value.as_bytes())),
-            Self::Cookie(name) => {
-                let all =
-                    request.headers.get_all(COOKIE).into_iter().flat_map(|line| line.as_bytes().split(|b| *b == b';'));
-                let mut values = all.filter_map(|pair| {
-                    let rest = pair.trim_ascii_start().strip_prefix(name.as_bytes())?;
-                    rest.strip_prefix(b"=").map(<[u8]>::trim_ascii_end)
-                });
-                values.next().map(|value| hash(0, value))
-            }
-            Self::Source => Some(match source.to_canonical() {
-                IpAddr::V4(address) => hash(0, &address.octets()),
-                IpAddr::V6(address) => hash(0, &address.octets()),
-            }),
+            Self::Cookie(name) => route::cookie(&request.headers, name).map(|value| hash(0, value)),
+            Self::Source => self.hash_of_source(source),
             Self::Path => Some(hash(0, request.uri.path().as_bytes())),
         }
+    }
+
+    /// The same where there is no request.
+    pub fn hash_of_source(&self, source: IpAddr) -> Option<u64> {
+        matches!(self, Self::Source).then(|| match source.to_canonical() {
+            IpAddr::V4(address) => hash(0, &address.octets()),
+            IpAddr::V6(address) => hash(0, &address.octets()),
+        })
     }
 }
 

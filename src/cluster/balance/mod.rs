@@ -13,7 +13,7 @@ mod turn;
 pub use discount::penalty;
 pub use hash::{HashBy, Key};
 
-use super::{endpoint::Endpoint, health::Choice};
+use super::{endpoint::Endpoint, health::Choice, subset::Within};
 use crate::config::Balance;
 use chooser::{Chooser, View};
 use discount::Discount;
@@ -56,6 +56,10 @@ pub struct Ask {
     pub key: Option<Key>,
     /// It cannot be sent again if the endpoint fails, and so is a poor probe.
     pub only_once: bool,
+    /// Which endpoints it may go to.
+    pub within: Within,
+    /// Who is asked first: the same, or others of whom one waits for a probe.
+    pub first: Within,
 }
 
 impl Selector {
@@ -145,6 +149,24 @@ impl Selector {
         panicking
     }
 
+    /// Whether an ejected endpoint waits for the request that finds out how it is.
+    pub fn is_probe_due(&self) -> bool {
+        self.due().is_some()
+    }
+
+    /// The endpoint that waits for it.
+    pub fn due(&self) -> Option<usize> {
+        Some(self.due.load(Relaxed)).filter(|index| *index != NONE)
+    }
+
+    /// Those that a request may go to now.
+    pub fn eligible(&self, endpoints: &[Arc<Endpoint>]) -> impl Iterator<Item = usize> {
+        let (panicking, due) = (self.is_panicking(), self.due());
+        let is_eligible =
+            move |index: &usize| panicking || due == Some(*index) || endpoints[*index].live.health.is_available();
+        self.each().copied().filter(is_eligible)
+    }
+
     pub fn is_panicking(&self) -> bool {
         self.panicking.load(Relaxed)
     }
@@ -158,7 +180,7 @@ impl Selector {
     pub fn pick(
         &self,
         endpoints: &[Arc<Endpoint>],
-        Ask { key, only_once }: Ask,
+        Ask { key, only_once, .. }: Ask,
         tried: &[Arc<Endpoint>],
         now: Instant,
     ) -> Option<(usize, Choice)> {

@@ -30,7 +30,7 @@ pub enum Place {
 
 /// The parts in order of priority, none of them empty. One for all in most cases.
 pub fn split(balance: &Balance, zone: Option<&str>, endpoints: &[Arc<Endpoint>], weights: &[u32]) -> Vec<Part> {
-    let mut priorities: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    let mut priorities: BTreeMap<(usize, u32), Vec<usize>> = BTreeMap::new();
     for index in (0..endpoints.len()).filter(|index| weights[*index] > 0) {
         priorities.entry(priority(balance, &endpoints[index])).or_default().push(index);
     }
@@ -64,14 +64,15 @@ pub fn split(balance: &Balance, zone: Option<&str>, endpoints: &[Arc<Endpoint>],
     parts
 }
 
-/// The place of its value in the order; after all of them if it is not there.
-fn priority(balance: &Balance, endpoint: &Endpoint) -> usize {
+/// The place of its value in the order, after all of them if it is not there; and among equals what its registry says.
+fn priority(balance: &Balance, endpoint: &Endpoint) -> (usize, u32) {
     let (priority, instance) = (&balance.priority, &endpoint.instance);
     let value = match &priority.label {
         Some(label) => instance.labels.get(label).map(String::as_str),
         None => instance.zone.as_deref(),
     };
-    priority.order.iter().position(|known| Some(known.as_str()) == value).unwrap_or(priority.order.len())
+    let place = priority.order.iter().position(|known| Some(known.as_str()) == value);
+    (place.unwrap_or(priority.order.len()), instance.priority)
 }
 
 /// What a part could do, and what it can do now, by weight.

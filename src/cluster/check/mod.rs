@@ -2,8 +2,10 @@
 
 mod grpc;
 mod http;
+mod repeat;
 mod state;
 
+pub use repeat::{once_more, repeat};
 pub use state::{Checked, Last, State, first_wait};
 
 use super::{
@@ -26,6 +28,8 @@ pub enum Layer {
     Tls,
     Http,
     Grpc,
+    /// A program that looks at the application.
+    Command,
 }
 
 /// Why a check failed, and at which layer.
@@ -174,6 +178,7 @@ impl fmt::Display for Layer {
             Self::Tls => "TLS",
             Self::Http => "HTTP",
             Self::Grpc => "gRPC",
+            Self::Command => "command",
         })
     }
 }

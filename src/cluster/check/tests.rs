@@ -251,12 +251,14 @@ async fn the_tls_settings_of_the_service_count() {
             http1: offering(&["http/1.1"]),
             http2: offering(&["h2"]),
             either: offering(&["h2", "http/1.1"]),
+            bare: offering(&[]),
             server_name: Some("users.example".into()),
         };
         Settings {
             service: Service { tls: Some(tls), ..Service::default() },
             tls: Some(Arc::new(upstream)),
             zone: None,
+            ..Settings::default()
         }
     };
     let key = rustls::pki_types::PrivateKeyDer::try_from(signed.signing_key.serialize_der()).unwrap();

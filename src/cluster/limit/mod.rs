@@ -3,11 +3,18 @@
 
 mod adaptive;
 mod callers;
+mod gate;
 #[cfg(test)]
 mod tests;
 
+pub use gate::{Gate, Passed, Refusal};
+
 use super::bucket::{Bucket, Rate};
-use crate::{config, telemetry::metrics::ServiceMetrics};
+use crate::{
+    config,
+    net::{io::Stream, loops},
+    telemetry::metrics::ServiceMetrics,
+};
 use adaptive::Adaptive;
 use arc_swap::ArcSwap;
 use callers::Callers;
@@ -65,6 +72,15 @@ pub struct QueueFull;
 pub enum TooFast {
     Caller(Duration),
     All(Duration),
+}
+
+impl TooFast {
+    /// How long until there is room for one.
+    pub fn wait(self) -> Duration {
+        match self {
+            Self::Caller(wait) | Self::All(wait) => wait,
+        }
+    }
 }
 
 impl Limits {
@@ -158,7 +174,7 @@ impl Limits {
     /// Leave for one more connection, if fewer than `limit` are open.
     pub fn connect(self: &Arc<Self>, limit: u32) -> Option<Connected> {
         let number = self.connections.fetch_add(1, Relaxed) + 1;
-        let connected = Connected(self.clone());
+        let connected = Connected(Box::new(Place { limits: self.clone(), own: None }));
         (number <= limit).then_some(connected)
     }
 
@@ -176,11 +192,7 @@ impl Limits {
     /// others.
     pub fn take_rate(&self, headers: &HeaderMap, now: Instant) -> Result<(), TooFast> {
         let in_force = self.in_force.load();
-        let Some(rate) = &in_force.rate else { return Ok(()) };
-        if let Some(callers) = &rate.callers {
-            callers.take(headers, now).map_err(TooFast::Caller)?;
-        }
-        rate.all.as_ref().map_or(Ok(()), |(rate, bucket)| bucket.take(*rate, now).map_err(TooFast::All))
+        in_force.rate.as_ref().map_or(Ok(()), |rate| rate.take(headers, now))
     }
 
     /// Whether [`Self::observe`] is of use.
@@ -221,6 +233,13 @@ impl RateLimit {
             config,
         }
     }
+
+    fn take(&self, headers: &HeaderMap, now: Instant) -> Result<(), TooFast> {
+        if let Some(callers) = &self.callers {
+            callers.take(headers, now).map_err(TooFast::Caller)?;
+        }
+        self.all.as_ref().map_or(Ok(()), |(rate, bucket)| bucket.take(*rate, now).map_err(TooFast::All))
+    }
 }
 
 /// Counts a request as waiting for as long as it lives.
@@ -244,10 +263,24 @@ impl Drop for Counted<'_> {
 
 /// Counts a connection as open for as long as it lives.
 #[derive(Debug)]
-pub struct Connected(Arc<Limits>);
+pub struct Connected(Box<Place>);
+
+/// Boxed: it is moved about within the futures of connections, which are to stay small.
+#[derive(Debug)]
+struct Place {
+    limits: Arc<Limits>,
+    own: Option<loops::Own>,
+}
+
+impl Connected {
+    /// The connection is there.
+    pub fn has(&mut self, stream: &Stream) {
+        self.0.own = loops::Own::of(stream.tcp());
+    }
+}
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Relaxed);
+        self.0.limits.connections.fetch_sub(1, Relaxed);
     }
 }

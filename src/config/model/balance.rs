@@ -8,6 +8,7 @@ use std::time::Duration;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct Balance {
+    /// `peak-ewma`; for services that a listener with `protocol: tcp` names, `least-connections`.
     pub policy: Policy,
     pub slow_start: SlowStart,
     pub penalty: Penalty,
@@ -112,7 +113,7 @@ pub struct Priority {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
     /// The values, first the one that is preferred. Endpoints with any other or none come last. Without values there are no
-    /// groups.
+    /// groups but those that a registry itself makes, like DNS with the priority of SRV records.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub order: Vec<String>,
 }

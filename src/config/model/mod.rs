@@ -1,8 +1,11 @@
 //! The shape of the config file. Every field's doc comment appears in the JSON Schema; every default is stated here.
 
+mod app;
 mod balance;
 mod discovery;
+mod drain;
 mod fallback;
+mod guard;
 mod health_check;
 mod hedge;
 mod injection;
@@ -10,27 +13,53 @@ mod limits;
 mod listener;
 mod logs;
 mod outlier;
+mod register;
 mod registries;
 mod retry;
+mod rollout;
+mod routes;
+mod routing;
 mod secret;
 mod service;
+mod sources;
+mod tcp;
 mod tls;
+mod transparent;
+mod udp;
+mod upgrade;
 
+pub use app::{App, AppProtocol, Callers, VersionBaggage, VersionBaggageMode};
 pub use balance::{Aggression, Balance, Hash, Penalty, Policy, Priority, SlowStart, ZoneAware};
-pub use discovery::Discovery;
+pub use discovery::{Discovery, Snapshot};
+pub use drain::Drain;
 pub use fallback::{Fallback, FallbackOn, FixedResponse, LastGood};
+pub use guard::Guard;
 pub use health_check::{GrpcCheck, HealthCheck, HttpCheck, StatusRange};
 pub use hedge::Hedge;
 pub use injection::{Abort, Delay, FaultInjection, Percent};
 pub use limits::{AdaptiveLimit, CallerRate, Limits, RateLimit};
-pub use listener::{Listener, ListenerLimits, ListenerProtocol};
+pub use listener::{Connect, Listener, ListenerLimits, ListenerProtocol};
 pub use logs::{AccessLog, AccessLogMode, Log, LogFormat, Sample};
 pub use outlier::{Breaker, BreakerOpen, Deviations, Outlier};
-pub use registries::{ConsulRegistry, EmbeddedRegistry, EtcdRegistry, FileRegistry, Layout, Registry};
+pub use register::{
+    ConsulCheck, ConsulRegister, LocalHealth, NacosRegister, Network, Register, RegisterAddress, RegisterPort,
+};
+pub use registries::*;
 pub use retry::{Retry, RetryBackoff, RetryBudget, RetryOn};
+pub use rollout::{ErrorRateGuard, LatencyGuard, Prometheus, QueryGuard, Rollout, RolloutEvidence, RolloutStart};
+pub use routes::{
+    HeaderEdit, HeaderEdits, Labels, Mirror, PathMatch, Redirect, Rewrite, Route, RouteLimits, RouteMatch, SetCookie,
+    Sticky, Target, ValueMatch, VersionOverride, WhenEmpty,
+};
+pub use routing::{RolloutStore, RouteStore, Routing, StoredRoutes};
 pub use secret::Secret;
 pub use service::{Pool, Protocol, Service, Timeouts};
+pub use sources::{Failover, Source};
+pub use tcp::{Direct, ProxyVersion, Tcp, WhenGone};
 pub use tls::Tls;
+pub use transparent::{Direction, Transparent, Unknown, VirtualAddress};
+pub use udp::Udp;
+pub use upgrade::Upgrade;
 
 use indexmap::IndexMap;
 use schemars::JsonSchema;
@@ -49,21 +78,30 @@ pub struct Config {
     /// The registries, by a name of your choice. Their order is the order of priority unless `discovery.sources` says otherwise.
     pub registries: IndexMap<String, Registry>,
     pub discovery: Discovery,
+    /// What pillion registers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub register: Vec<Register>,
     /// Where pillion takes traffic. Without any: one named `egress` on 127.0.0.1:4140.
     pub listeners: Vec<Listener>,
     /// Settings for every service; what `services` sets for one goes before them.
     pub defaults: Service,
     /// Settings by service name. A service named here is followed from the start; others on their first request.
     pub services: IndexMap<String, Service>,
+    #[serde(skip_serializing_if = "Routing::is_default")]
+    pub routing: Routing,
+    pub drain: Drain,
     pub access_log: AccessLog,
     pub log: Log,
+    /// Lets another pillion take this one's place without a lost connection. Off by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upgrade: Option<Upgrade>,
 }
 
-/// Names of this node. They are labels only, but for `zone`: see `balance.zone`.
+/// Names of this node. They are labels only, but for `zone` (see `balance.zone`) and `service`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct Node {
-    /// The local application's service name.
+    /// The local application's service name. Services that it calls through pillion are told it, in `x-pillion-caller`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -94,6 +132,9 @@ pub enum Auto {
 #[serde(deny_unknown_fields, default)]
 pub struct Admin {
     pub listen: SocketAddr,
+    /// Take requests that change something (`POST /api/drain`, `POST /api/quit`, `PUT /api/log`) from other machines and pods,
+    /// too. By default only from loopback addresses, whatever `listen` is: nothing else says who asks.
+    pub remote_control: bool,
 }
 
 const fn localhost(port: u16) -> SocketAddr {
@@ -118,6 +159,6 @@ impl Default for Workers {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { listen: localhost(4191) }
+        Self { listen: localhost(4191), remote_control: false }
     }
 }

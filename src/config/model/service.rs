@@ -1,8 +1,10 @@
 //! How requests for a service are carried.
 
 use super::{
-    super::human, Balance, Breaker, Fallback, FaultInjection, HealthCheck, Hedge, Limits, Outlier, Retry, Tls,
+    super::human, Balance, Breaker, Fallback, FaultInjection, Guard, HealthCheck, Hedge, Labels, Limits, Outlier,
+    Retry, Rollout, Route, Source, Tcp, Tls, Udp, VersionOverride, VirtualAddress, WhenEmpty,
 };
+use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -13,10 +15,15 @@ use std::time::Duration;
 pub struct Service {
     /// Registries for this service, in order of priority, instead of `discovery.sources`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub sources: Vec<String>,
-    /// The name under which the registries know it, where that is another.
+    pub sources: Vec<Source>,
+    /// The name under which the registries know it, where that is another. A registry's `scope` may add to it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registered_as: Option<String>,
+    /// Virtual addresses, at which nobody listens: redirected connections to one of them (listeners with `transparent`) go to
+    /// this service. `IP` with all its ports, or `IP:PORT`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>")]
+    pub addresses: Vec<VirtualAddress>,
     pub balance: Balance,
     /// What the upstreams speak. Without it: what the registry says; `http2` for gRPC requests; what ALPN settles
     /// where TLS is used; `http1` otherwise.
@@ -35,17 +42,38 @@ pub struct Service {
     /// Checks of pillion's own. Without it there are none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
+    pub guard: Guard,
     /// With fewer available endpoints than this, in percent, all are used, those that are not available too: better a
     /// chance with each than the whole load on the few. 0 means never.
     pub panic_threshold: u32,
     pub pool: Pool,
     pub limits: Limits,
+    pub tcp: Tcp,
+    pub udp: Udp,
     /// What callers get instead of an error. Without it: the error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fallback: Option<Fallback>,
     /// Faults for testing. Without it there are none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub faults: Option<FaultInjection>,
+    /// Parts of the endpoints, by a name of your choice and the labels that their instances have in the registry:
+    /// `canary: { version: v2 }`.
+    #[serde(skip_serializing_if = "IndexMap::is_empty")]
+    pub subsets: IndexMap<String, Labels>,
+    /// What becomes of requests for a subset that is empty, in which no endpoint can take requests: `fail`, `service`
+    /// (any of the service's endpoints, the default) or another subset. It is counted in
+    /// `pillion_subset_fallbacks_total` and shown in the access log.
+    #[serde(skip_serializing_if = "IndexMap::is_empty")]
+    pub when_empty: IndexMap<String, WhenEmpty>,
+    /// How requests can ask for a subset by themselves.
+    #[serde(skip_serializing_if = "VersionOverride::is_default")]
+    pub version_override: VersionOverride,
+    /// What becomes of which requests. Without any they go to any of the endpoints.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<Route>,
+    /// Moves the splits between two subsets step by step, as their figures allow. Without it they stay as they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Rollout>,
 }
 
 /// What an upstream speaks.
@@ -102,6 +130,7 @@ impl Default for Service {
         Self {
             sources: Vec::new(),
             registered_as: None,
+            addresses: Vec::new(),
             balance: Balance::default(),
             protocol: None,
             tls: None,
@@ -111,11 +140,19 @@ impl Default for Service {
             breaker: Breaker::default(),
             outlier: Outlier::default(),
             health_check: None,
+            guard: Guard::default(),
             panic_threshold: 50,
             pool: Pool::default(),
             limits: Limits::default(),
+            tcp: Tcp::default(),
+            udp: Udp::default(),
             fallback: None,
             faults: None,
+            subsets: IndexMap::new(),
+            when_empty: IndexMap::new(),
+            version_override: VersionOverride::default(),
+            routes: Vec::new(),
+            rollout: None,
         }
     }
 }

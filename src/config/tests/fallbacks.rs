@@ -1,7 +1,7 @@
 //! `fallback` and `faults`: what is refused, and what a service takes from `defaults`.
 
 use super::{REGISTRY, errors_of, faults::table, load_text};
-use crate::config::{Config, Fallback, FallbackOn, LastGood, Source, load, print};
+use crate::config::{Config, Fallback, FallbackOn, LastGood, Origin, load, print};
 use std::time::Duration;
 
 #[track_caller]
@@ -78,12 +78,12 @@ fn a_response_s_file_is_found_beside_the_config_and_read_with_it() {
     )
     .unwrap();
     let content = || {
-        let loaded = load(Source::file(&file), &|_| None).unwrap_or_else(|errors| panic!("{errors}"));
+        let loaded = load(Origin::file(&file), &|_| None).unwrap_or_else(|errors| panic!("{errors}"));
         loaded.config.services["a"].fallback.clone().unwrap().response.unwrap().content
     };
     assert_eq!(content(), "<p>down</p>");
     std::fs::write(folder.path().join("down.html"), "x".repeat(1024 * 1024 + 1)).unwrap();
-    let errors = load(Source::file(&file), &|_| None).unwrap_err().to_string();
+    let errors = load(Origin::file(&file), &|_| None).unwrap_err().to_string();
     let expected = ":2:48: services.a.fallback.response.file: found 1048577 bytes; expected at most 1048576\n";
     assert!(errors.contains(expected), "{errors}");
 }

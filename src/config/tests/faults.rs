@@ -78,7 +78,7 @@ fn keys_that_are_unknown_missing_or_doubled() {
             "worker: 1",
             &[
                 "2:1: worker: unknown key; did you mean `workers`? known here: `node`, `workers`, `admin`, `registries`, \
-             `discovery`, `listeners`, `defaults`, `services`, `access_log`, `log`",
+             `discovery`, `register`, `listeners`, `defaults`, `services`, `routing`, `drain`, `access_log`, `log`, `upgrade`",
             ],
         ),
         (
@@ -124,7 +124,7 @@ fn keys_that_are_unknown_missing_or_doubled() {
 
 #[test]
 fn kinds_of_registries() {
-    let kinds = "expected `embedded`, `file`, `consul` or `etcd`";
+    let kinds = "expected `embedded`, `file`, `consul`, `etcd`, `redis`, `xds`, `dns`, `zookeeper`, `kubernetes`, `eureka` or `nacos`";
     for (text, expected) in [
         ("{ path: x }", format!("1:20: registries.a: `kind` is missing; {kinds}")),
         ("{ kind: consull }", format!("1:28: registries.a.kind: found `consull`; {kinds}; did you mean `consul`?")),
@@ -132,7 +132,7 @@ fn kinds_of_registries() {
         ("{ kind: }", format!("1:22: registries.a.kind: found nothing; {kinds}")),
         (
             "consul",
-            "1:20: registries.a: found `consul`; expected a map with `kind`: `embedded`, `file`, `consul` or `etcd`"
+            "1:20: registries.a: found `consul`; expected a map with `kind`: `embedded`, `file`, `consul`, `etcd`, `redis`, `xds`, `dns`, `zookeeper`, `kubernetes`, `eureka` or `nacos`"
                 .into(),
         ),
         ("{ kind: file }", "1:20: registries.a: `path` is missing".into()),
@@ -141,6 +141,52 @@ fn kinds_of_registries() {
         let text = format!("registries: {{ a:   {text} }}\ndiscovery: {{ sources: [a] }}");
         let found = errors_of(&text);
         assert_eq!(found, [expected], "{text}");
+    }
+}
+
+#[test]
+fn a_cluster_is_named_once_and_whole() {
+    for (text, expected) in [
+        (
+            "{ kind: kubernetes, port: Web, ip_family: ipv5 }",
+            &[
+                "1:46: registries.a.port: found `Web`; expected a port's name, or a number from 1 to 65535",
+                "1:62: registries.a.ip_family: found `ipv5`; expected `ipv4` or `ipv6`; did you mean `ipv4`?",
+            ][..],
+        ),
+        (
+            "{ kind: kubernetes, port: 0 }",
+            &["1:46: registries.a.port: found `0`; expected a port's name, or a number from 1 to 65535"],
+        ),
+        (
+            "{ kind: kubernetes, context: dev }",
+            &["1:49: registries.a.context: `context` goes with `kubeconfig`, which is missing"],
+        ),
+        (
+            "{ kind: kubernetes, token: x, namespace: My Shop }",
+            &[
+                "1:47: registries.a.token: `token` goes with `servers`, which is missing",
+                "1:61: registries.a.namespace: found `My Shop`; expected a namespace: small letters, digits and `-`",
+            ],
+        ),
+        (
+            "{ kind: kubernetes, servers: ['https://a:1'], kubeconfig: /no/such }",
+            &[
+                "1:78: registries.a.kubeconfig: `servers` says where the cluster is already; expected only one of the two",
+                "1:78: registries.a.kubeconfig: `/no/such` cannot be read: No such file or directory (os error 2)",
+            ],
+        ),
+        (
+            "{ kind: kubernetes, servers: ['https://a:1', 'http://b:1'], token: x, token_file: / }",
+            &[
+                "1:65: registries.a.servers[1]: `http://b:1` and the first of them differ; expected all `http` or all `https`",
+                "1:102: registries.a.token_file: `token` is there already; expected only one of the two",
+                "1:102: registries.a.token_file: `/` is a folder; expected a file with a token",
+            ],
+        ),
+    ] {
+        let text = format!("registries: {{ a:   {text} }}\ndiscovery: {{ sources: [a] }}");
+        assert_eq!(errors_of(&text), expected, "{text}");
     }
 }
 
@@ -180,14 +226,14 @@ fn what_is_not_yaml_or_not_one_document() {
         let found = errors_of(text);
         assert!(found.len() == 1 && found[0].contains(expected), "{text}: {found:?}");
     }
-    let binary = super::load(super::Source::text("f", b"node:\n  env: \xff".to_vec()), &|_| None);
+    let binary = super::load(super::Origin::text("f", b"node:\n  env: \xff".to_vec()), &|_| None);
     assert_eq!(binary.unwrap_err().to_string(), "f:2:8: not a text in UTF-8\n1 error in f");
     let bomb = "a: &a [x,x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\n\
                 d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d,*d]\n";
     assert_eq!(errors_of(bomb), ["5:29: the aliases make the document too large"]);
     let deep = "[".repeat(100);
     assert_eq!(errors_of(&deep), ["1:65: more than 64 maps and lists in one another"]);
-    let missing = super::load(super::Source::file("/nonexistent/pillion.yaml"), &|_| None).unwrap_err().to_string();
+    let missing = super::load(super::Origin::file("/nonexistent/pillion.yaml"), &|_| None).unwrap_err().to_string();
     assert!(missing.starts_with("/nonexistent/pillion.yaml: cannot be read: "), "{missing}");
 }
 
@@ -251,6 +297,15 @@ fn ranges() {
                 "2:83: services.a.balance.slow_start: `window` is missing, without which there is no slow start",
             ],
         ),
+        (
+            "discovery: { snapshot: { dir: '', max_age: 59s, max_services: 0 } }",
+            &[
+                "2:31: discovery.snapshot.dir: found an empty text; expected a path",
+                "2:44: discovery.snapshot.max_age: found `59s`; expected at least `1m`",
+                "2:63: discovery.snapshot.max_services: found `0`; expected a number from 1 to 100000",
+            ],
+        ),
+        ("discovery: { snapshot: { max_age: 1h } }", &["2:24: discovery.snapshot: `dir` is missing"]),
         ("discovery: { idle: 1000000d }", &["2:20: discovery.idle: found `1000000d`; expected at most a year"]),
         (
             "listeners: [{ name: a, listen: 127.0.0.1:1, limits: { head_bytes: 100, h2_streams: 0 } }]",
@@ -258,6 +313,12 @@ fn ranges() {
                 "2:67: listeners[0].limits.head_bytes: found `100`; expected a number from 1024 to 1048576",
                 "2:84: listeners[0].limits.h2_streams: found `0`; expected a number from 1 to 2147483647",
             ],
+        ),
+        ("upgrade: { socket: '' }", &["2:20: upgrade.socket: found an empty text; expected a path"]),
+        ("upgrade: { socket: a, timeout: 0s }", &["2:32: upgrade.timeout: found `0s`; expected at least `1ms`"]),
+        (
+            "upgrade: { socket: /run/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa }",
+            &["2:20: upgrade.socket: the path has 108 bytes; expected at most 107, the most for a unix socket"],
         ),
         ("access_log: { sample: 1.5 }", &["2:23: access_log.sample: found `1.5`; expected a number from 0.0 to 1.0"]),
         ("access_log: { sample: .nan }", &["2:23: access_log.sample: found `NaN`; expected a number from 0.0 to 1.0"]),
@@ -408,17 +469,53 @@ fn registries_and_tls() {
     assert_eq!(
         etcd("endpoints: ['http://a:1', 'https://b:1']"),
         [
-            "4:31: registries.e.endpoints[1]: `https://b:1` and the first endpoint differ; expected all `http` or all `https`"
+            "4:31: registries.e.endpoints[1]: `https://b:1` and the first of them differ; expected all `http` or all `https`"
         ]
     );
     assert_eq!(
         etcd("endpoints: ['http://user:secret@a:1']"),
         [format!("4:17: registries.e.endpoints[0]: a user in the address; {url}")]
     );
+    let eureka = |rest: &str| errors_of(&format!("registries:\n  e:\n    kind: eureka\n    {rest}\n"));
+    let with_path = "expected `http://HOST:PORT/PATH` or `https://HOST:PORT/PATH`";
+    for bad in ["127.0.0.1:8761/eureka", "http://a:1/eureka?x=y"] {
+        assert_eq!(
+            eureka(&format!("servers: ['{bad}']")),
+            [format!("4:15: registries.e.servers[0]: found `{bad}`; {with_path}")]
+        );
+    }
+    assert_eq!(
+        eureka("servers: ['http://me:secret@a:1/eureka']"),
+        [format!("4:15: registries.e.servers[0]: a user in the address; {with_path}")]
+    );
+    assert_eq!(eureka("interval: 0s"), ["4:15: registries.e.interval: found `0s`; expected at least `1s`"]);
+    assert_eq!(eureka("by: application"), ["4:9: registries.e.by: found `application`; expected `app` or `vip`"]);
+    assert_eq!(
+        eureka("password: secret"),
+        ["4:15: registries.e.password: `password` goes with `user`, which is missing"]
+    );
     assert_eq!(etcd("user: root"), ["4:11: registries.e.user: `user` goes with `password`, which is missing"]);
     assert_eq!(
         etcd("password: secret"),
         ["4:15: registries.e.password: `password` goes with `user`, which is missing"]
+    );
+    let xds = |rest: &str| errors_of(&format!("registries:\n  x:\n    kind: xds\n    {rest}\n"));
+    assert_eq!(xds("servers: [istiod:15010]"), [format!("4:15: registries.x.servers[0]: found `istiod:15010`; {url}")]);
+    assert_eq!(
+        xds("protocol: incremental"),
+        ["4:15: registries.x.protocol: found `incremental`; expected `auto`, `delta` or `sotw`"]
+    );
+    assert_eq!(xds("keepalive: 10ms"), ["4:16: registries.x.keepalive: found `10ms`; expected at least `1s`"]);
+    assert_eq!(xds("node: { id: '' }"), ["4:17: registries.x.node.id: found an empty text; expected a node's id"]);
+    let header = "expected the name of a header, in lower case, that is not gRPC's own";
+    for name in ["grpc-timeout", "x-bin", "te", "A", "a b"] {
+        let at = format!("4:{}: registries.x.metadata", 21 + name.len());
+        let shown = xds(&format!("metadata: {{ '{name}': x }}"));
+        assert!(shown.len() == 1 && shown[0].starts_with(&at) && shown[0].ends_with(header), "{at}: {shown:?}");
+    }
+    assert_eq!(
+        xds("token: a\n    metadata: { authorization: b }"),
+        ["5:32: registries.x.metadata.authorization: there is a `token` already, which is sent in this header"]
     );
     let tls = errors_of(&format!(
         "{REGISTRY}services: {{ a: {{ tls: {{ cert: /nonexistent/c.pem, server_name: 'a b' }} }} }}"

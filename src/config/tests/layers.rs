@@ -82,18 +82,18 @@ fn a_flag_goes_before_the_environment_before_the_file_before_the_default() {
 #[test]
 fn without_a_file_a_registry_is_enough() {
     let env = |name: &str| (name == "PILLION_REGISTRY").then(|| "embedded: consul://127.0.0.1:8500".to_owned());
-    let loaded = crate::config::load(crate::config::Source::default(), &env).unwrap().config;
+    let loaded = crate::config::load(crate::config::Origin::default(), &env).unwrap().config;
     assert_eq!(loaded.registries.keys().collect::<Vec<_>>(), ["embedded", "consul"]);
     let file = "registries: { embedded: { kind: embedded }, consul: { kind: consul } }";
     assert_eq!(loaded, config(file), "the same as from a file");
-    let bare = crate::config::load(crate::config::Source::default(), &|_| None).unwrap_err().to_string();
+    let bare = crate::config::load(crate::config::Origin::default(), &|_| None).unwrap_err().to_string();
     assert_eq!(bare, "registries: there is none; expected at least one registry, or `--registry`\n1 error");
 }
 
 #[test]
 fn settings_are_checked_like_the_file_and_named() {
     let flags = Overrides {
-        registry: vec!["consul://127.0.0.1:8500?wiat=5s".into(), "redis://x".into(), "etcd://a:b@c".into()],
+        registry: vec!["consul://127.0.0.1:8500?wiat=5s".into(), "rabbit://x".into(), "etcd://a:b@c".into()],
         workers: Some("0".into()),
         listen: Some("localhost:4140".into()),
         ..Overrides::default()
@@ -102,9 +102,10 @@ fn settings_are_checked_like_the_file_and_named() {
     let shown = load_with("workers: none", &env, flags).unwrap_err();
     let expected = [
         "--listen: found `localhost:4140`; expected `IP:PORT`, like `127.0.0.1:4140` or `[::1]:4140`",
-        "--registry: `redis:` is no kind of registry; expected `consul`, `etcd`, `file` or `embedded`",
+        "--registry: `rabbit:` is no kind of registry; expected `consul`, `etcd`, `zookeeper`, `nacos`, `eureka`, \
+         `kubernetes`, `redis`, `dns`, `xds`, `file` or `embedded`",
         "--registry: registries.consul.wiat: unknown key; did you mean `wait`? known here: `address`, `token`, `dc`, \
-         `tags`, `meta`, `only_passing`, `wait`, `max_requests_per_second`, `tls`",
+         `tags`, `meta`, `only_passing`, `wait`, `max_requests_per_second`, `tls`, `scope`",
         "--workers: found `0`; expected a number from 1 to 256 or `auto`",
         "PILLION_ADMIN: found `127.0.0.1`; expected `IP:PORT`, like `127.0.0.1:4140` or `[::1]:4140`",
         "PILLION_LOG: found `loud`; expected `off`, `error`, `warn`, `info`, `debug` or `trace`, or per module like \

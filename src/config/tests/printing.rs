@@ -22,6 +22,7 @@ node: {}
 workers: 1
 admin:
   listen: 127.0.0.1:4191
+  remote_control: false
 registries:
   main:
     kind: consul
@@ -30,6 +31,9 @@ registries:
     wait: 55s
     max_requests_per_second: 50
 discovery:
+  failover:
+    after: 10s
+    hold: 30s
   first_answer: 2s
   idle: 10m
   coalesce: 100ms
@@ -39,6 +43,7 @@ listeners:
     listen: 127.0.0.1:4140
     protocol: http
     preserve_header_case: false
+    proxy_protocol: false
     limits:
       connections: 10000
 ";
@@ -53,8 +58,11 @@ registries:
   z: { kind: etcd, endpoints: ['https://a:1', 'https://b:1'], layout: go-zero, user: root, password: '***' }
   a: { kind: consul, token: '***', tags: [yes, '1'], meta: { k: v, '~': '' } }
   m: { kind: file, path: /x }
+  x: { kind: xds, protocol: sotw, node: { zone: z, metadata: { b: '1', a: '2' } }, keepalive: 5s }
+  d: { kind: dns, name: '{service}.test', servers: ['::1'], record: aaaa, port: 80, min_ttl: 200ms }
   e: { kind: embedded, persist: './a b' }
-discovery: { sources: [m, z] }
+  w: { kind: file, path: y, scope: { prefix: p-, names: { x: y }, labels: { 'tag.a': 'true' } } }
+discovery: { sources: [m, { merge: [z, a] }, { nearest: [e, w] }], snapshot: { dir: './a b', max_age: 1h } }
 listeners:
   - { name: one, listen: '[::1]:0', service: web, host_suffixes: [.svc, '.a b'] }
   - { name: two, listen: 0.0.0.0:0, service_header: x-service }
@@ -64,7 +72,7 @@ access_log: { mode: all, format: json, sample: 0.25, path: '-' }
 log: { level: 'info,pillion=debug', format: json }
 ";
     let config = load_text(text).unwrap().config;
-    assert!(config.registries.keys().eq(["z", "a", "m", "e"]));
+    assert!(config.registries.keys().eq(["z", "a", "m", "x", "d", "e", "w"]));
     round_trip(&config);
 }
 
@@ -93,7 +101,7 @@ services:
 
 #[test]
 fn secrets_are_masked() {
-    let text = "registries: { e: { kind: etcd, user: u, password: hunter2 }, c: { kind: consul, token: hunter2 } }";
+    let text = "registries: { e: { kind: etcd, user: u, password: hunter2 }, c: { kind: consul, token: hunter2 }, x: { kind: xds, metadata: { k: hunter2 } } }";
     let loaded = load_text(text).unwrap();
     let printed = print(&loaded.config);
     assert!(
@@ -127,7 +135,10 @@ fn the_schema_is_as_strict_as_the_loader() {
     let schema = schema();
     let kinds = schema["$defs"]["Registry"]["oneOf"].as_array().unwrap();
     let kind = |schema: &Value| schema["properties"]["kind"]["const"].as_str().unwrap().to_owned();
-    assert_eq!(kinds.iter().map(kind).collect::<Vec<_>>(), ["embedded", "file", "consul", "etcd"]);
+    assert_eq!(
+        kinds.iter().map(kind).collect::<Vec<_>>(),
+        ["embedded", "file", "consul", "etcd", "redis", "xds", "dns", "zookeeper", "kubernetes", "eureka", "nacos"]
+    );
     let mut objects = 0;
     walk(&schema, &mut |node| {
         if node.get("properties").is_some_and(|keys| keys.is_object()) && node.get("type").is_some() {

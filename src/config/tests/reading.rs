@@ -157,7 +157,7 @@ proptest! {
 
     #[test]
     fn no_bytes_make_the_loader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-        let _ = crate::config::load(crate::config::Source::text("f", bytes), &|_| None);
+        let _ = crate::config::load(crate::config::Origin::text("f", bytes), &|_| None);
     }
 
     #[test]
@@ -175,12 +175,12 @@ proptest! {
             0..60,
         )
     ) {
-        let _ = crate::config::load(crate::config::Source::text("f", pieces.concat()), &|_| None);
+        let _ = crate::config::load(crate::config::Origin::text("f", pieces.concat()), &|_| None);
     }
 
     #[test]
-    fn no_registry_url_makes_the_loader_panic(url in "(consul|etcd|file|embedded|x)?:?(//)?[a-z:@,/?&=%\\[\\]é]{0,20}") {
+    fn no_registry_url_makes_the_loader_panic(url in "(consul|etcd|redis|xds|file|embedded|x)?:?(//)?[a-z:@,/?&=%\\[\\]é]{0,20}") {
         let flags = crate::config::Overrides { registry: vec![url], ..Default::default() };
-        let _ = crate::config::load(crate::config::Source::default().with(flags), &|_| None);
+        let _ = crate::config::load(crate::config::Origin::default().with(flags), &|_| None);
     }
 }

@@ -1,7 +1,7 @@
 //! The files under `config/`, which people copy.
 
 use super::printing::walk;
-use crate::config::{Config, Source, load, print, schema};
+use crate::config::{Config, Origin, load, print, schema};
 use serde::Deserialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,18 +21,20 @@ fn samples() -> BTreeSet<String> {
 }
 
 fn config(name: &str) -> Config {
-    load(Source::file(folder().join(name)), &|_| None).unwrap_or_else(|errors| panic!("{errors}")).config
+    load(Origin::file(folder().join(name)), &|_| None).unwrap_or_else(|errors| panic!("{errors}")).config
 }
 
 #[test]
 fn each_sample_loads_and_prints() {
     let samples = samples();
-    for expected in ["minimal.yaml", "consul.yaml", "etcd-kratos.yaml", "file.yaml", "full.yaml", INSTANCES] {
+    for expected in
+        ["minimal.yaml", "consul.yaml", "etcd-kratos.yaml", "file.yaml", "full.yaml", "inbound.yaml", INSTANCES]
+    {
         assert!(samples.contains(expected), "{expected}");
     }
     for name in samples.iter().filter(|name| *name != INSTANCES) {
         let config = config(name);
-        let again = load(Source::text(name, print(&config)), &|_| None);
+        let again = load(Origin::text(name, print(&config)), &|_| None);
         assert_eq!(print(&again.unwrap_or_else(|errors| panic!("{errors}")).config), print(&config));
     }
 }
@@ -55,9 +57,23 @@ fn instances_are_found_beside_the_file_that_names_them() {
 #[test]
 fn a_path_given_by_a_flag_is_left_as_it_is() {
     let flags = crate::config::Overrides { registry: vec!["file:x.yaml".into()], ..Default::default() };
-    let loaded = load(Source::file(folder().join("file.yaml")).with(flags), &|_| None).unwrap().config;
+    let loaded = load(Origin::file(folder().join("file.yaml")).with(flags), &|_| None).unwrap().config;
     let crate::config::Registry::File(file) = &loaded.registries["file"] else { panic!("file") };
     assert_eq!(file.path, Path::new("x.yaml"));
+}
+
+#[test]
+fn an_empty_path_in_a_file_is_a_mistake_and_not_the_files_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pillion.yaml");
+    let snapshot_in = |found: &str| {
+        let text =
+            format!("registries: {{ a: {{ kind: embedded }} }}\ndiscovery: {{ snapshot: {{ dir: '{found}' }} }}\n");
+        std::fs::write(&file, text).unwrap();
+        load(Origin::file(&file), &|_| None).map(|loaded| loaded.config.discovery.snapshot.unwrap().dir)
+    };
+    assert_eq!(snapshot_in("snapshot").unwrap(), dir.path().join("snapshot"));
+    assert!(snapshot_in("").unwrap_err().to_string().contains("discovery.snapshot.dir: found an empty text"));
 }
 
 #[test]
@@ -86,10 +102,10 @@ fn the_full_sample_loads_with_its_commented_keys_too() {
         })
         .collect();
     let text = text.replace("/etc/pillion/tls", files.path().to_str().unwrap());
-    for name in ["ca.pem", "client.pem", "client.key"] {
+    for name in ["ca.pem", "client.pem", "client.key", "token", "kubeconfig"] {
         std::fs::write(files.path().join(name), "").unwrap();
     }
-    let loaded = load(Source::text("full.yaml", text), &|_| None).unwrap_or_else(|errors| panic!("{errors}")).config;
+    let loaded = load(Origin::text("full.yaml", text), &|_| None).unwrap_or_else(|errors| panic!("{errors}")).config;
     let crate::config::Registry::Consul(consul) = &loaded.registries["consul"] else { panic!("consul") };
     assert!(consul.tls.ca.is_some() && consul.tls.cert.is_some() && consul.tls.key.is_some());
 }
@@ -98,11 +114,16 @@ fn the_full_sample_loads_with_its_commented_keys_too() {
 fn the_full_sample_says_the_defaults() {
     // Where it gives an example instead, the line's comment says so; what is compared here has none.
     let (full, default) = (config("full.yaml"), Config::default().effective());
-    assert_eq!((full.workers, full.admin, full.log), (default.workers, default.admin, default.log));
+    assert_eq!(
+        (full.workers, full.admin, full.drain, full.log),
+        (default.workers, default.admin, default.drain, default.log)
+    );
+    let snapshot = Some(crate::config::Snapshot::new("/var/lib/pillion/snapshot"));
     assert_eq!(
         full.discovery,
-        crate::config::Discovery { sources: full.discovery.sources.clone(), ..default.discovery }
+        crate::config::Discovery { sources: full.discovery.sources.clone(), snapshot, ..default.discovery }
     );
     assert_eq!(full.defaults, default.defaults);
+    assert_eq!(full.upgrade, Some(crate::config::Upgrade::new("/run/pillion/upgrade.sock")));
     assert_eq!(full.listeners[0].limits, default.listeners[0].limits);
 }

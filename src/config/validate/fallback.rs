@@ -41,7 +41,7 @@ impl<'t> Check<'_, 't> {
         }
     }
 
-    fn percent(&mut self, spot: &Spot<'t>, Percent(found): Percent) {
+    pub(super) fn percent(&mut self, spot: &Spot<'t>, Percent(found): Percent) {
         if !(0.0..=100.0).contains(&found) {
             self.fail(spot, format!("found `{found}`; expected a number from 0 to 100"));
         }
@@ -61,13 +61,13 @@ impl<'t> Check<'_, 't> {
         }
     }
 
-    fn header_name(&mut self, spot: &Spot<'_>, name: &str) {
+    pub(super) fn header_name(&mut self, spot: &Spot<'_>, name: &str) {
         if HeaderName::from_bytes(name.as_bytes()).is_err() {
             self.fail(spot, format!("found `{}`; expected a header's name", shorten(name)));
         }
     }
 
-    fn header_value(&mut self, spot: &Spot<'_>, value: &str) {
+    pub(super) fn header_value(&mut self, spot: &Spot<'_>, value: &str) {
         if HeaderValue::from_str(value).is_err() {
             self.fail(spot, format!("found `{}`; expected characters that a header can carry", shorten(value)));
         }
@@ -108,7 +108,7 @@ impl<'t> Check<'_, 't> {
         }
     }
 
-    fn fixed_response(&mut self, spot: &Spot<'t>, response: &FixedResponse) {
+    pub(super) fn fixed_response(&mut self, spot: &Spot<'t>, response: &FixedResponse) {
         self.range(&spot.key("status"), response.status, 200, 599);
         let (body, file) = (spot.key("body"), spot.key("file"));
         if response.body.is_some() && response.file.is_some() {

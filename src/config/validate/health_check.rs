@@ -24,7 +24,7 @@ impl<'t> Check<'_, 't> {
         self.at_most(&spot.key("linger"), check.linger);
     }
 
-    fn http_check(&mut self, spot: &Spot<'t>, check: &HttpCheck) {
+    pub(super) fn http_check(&mut self, spot: &Spot<'t>, check: &HttpCheck) {
         let path =
             if spot.node.is_some_and(|node| node.entries().is_empty()) { spot.clone() } else { spot.key("path") };
         if !check.path.starts_with('/') || check.path.parse::<PathAndQuery>().is_err() {

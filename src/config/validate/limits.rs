@@ -39,7 +39,7 @@ impl<'t> Check<'_, 't> {
         }
     }
 
-    fn rate(&mut self, spot: &Spot<'t>, rate: &RateLimit) {
+    pub(super) fn rate(&mut self, spot: &Spot<'t>, rate: &RateLimit) {
         let (per_second, burst) = (spot.key("per_second"), spot.key("burst"));
         if let Some(count) = rate.per_second {
             self.range(&per_second, count, 1, MOST_PER_SECOND);

@@ -28,7 +28,10 @@ pub enum Chunk {
     },
     /// The CRLF after a chunk's data.
     DataEnd,
-    Trailers,
+    Trailers {
+        /// How many bytes are known not to have the end.
+        searched: usize,
+    },
 }
 
 #[derive(Debug, PartialEq)]
@@ -97,7 +100,7 @@ impl Chunk {
                 Self::SizeLine => {
                     let Some(line) = line(buf, MAX_CHUNK_LINE)? else { return Ok(Decoded::NeedMore) };
                     let left = chunk_size(&line)?;
-                    *self = if left == 0 { Self::Trailers } else { Self::Data { left } };
+                    *self = if left == 0 { Self::Trailers { searched: 0 } } else { Self::Data { left } };
                 }
                 Self::Data { left } => {
                     if buf.is_empty() {
@@ -119,18 +122,22 @@ impl Chunk {
                     buf.advance(2);
                     *self = Self::SizeLine;
                 }
-                Self::Trailers => {
+                Self::Trailers { searched } => {
                     if buf.starts_with(b"\r\n") {
                         buf.advance(2);
                         return Ok(Decoded::End);
                     }
-                    let Some(end) = memchr::memmem::find(buf, b"\r\n\r\n") else {
-                        if buf.len() > MAX_TRAILERS {
-                            return Err("the trailer section is too long".into());
-                        }
+                    let from = searched.saturating_sub(3);
+                    let end = memchr::memmem::find(&buf[from..], b"\r\n\r\n").map(|at| from + at + 4);
+                    // Also of one that came in one piece: a header map has room for so many fields only, and panics.
+                    if end.unwrap_or(buf.len()) > MAX_TRAILERS {
+                        return Err("the trailer section is too long".into());
+                    }
+                    let Some(end) = end else {
+                        *searched = buf.len();
                         return Ok(Decoded::NeedMore);
                     };
-                    let lines = buf.split_to(end + 4).freeze();
+                    let lines = buf.split_to(end).freeze();
                     return Ok(Decoded::Trailers(parse_trailers(lines).map_err(|error| error.detail)?));
                 }
             }
@@ -230,6 +237,22 @@ mod tests {
             assert!(all(Framing::Chunked, &[wrong.as_bytes()]).is_err(), "{wrong:?}");
         }
         assert!(all(Framing::Chunked, &[&[b'1'; MAX_CHUNK_LINE + 2]]).is_err(), "an endless size line");
+    }
+
+    #[test]
+    fn trailers_are_limited_however_they_come() {
+        let section = |lines: usize| format!("0\r\n{}\r\n", "a:\r\n".repeat(lines)).into_bytes();
+        let most = (MAX_TRAILERS - 2) / 4;
+        for lines in [most + 1, 30_000, 50_000] {
+            let coded = section(lines);
+            assert!(all(Framing::Chunked, &[&coded]).is_err(), "{lines} at once");
+            assert!(all(Framing::Chunked, &coded.chunks(60_000).collect::<Vec<_>>()).is_err(), "{lines} in pieces");
+        }
+        let coded = section(most);
+        for piece in [coded.len(), 60_000, 1] {
+            let (_, trailers, done) = all(Framing::Chunked, &coded.chunks(piece).collect::<Vec<_>>()).unwrap();
+            assert_eq!((trailers.unwrap().len(), done), (most, true), "in pieces of {piece}");
+        }
     }
 
     proptest! {

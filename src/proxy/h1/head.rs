@@ -3,7 +3,7 @@
 //! What two parsers could read differently is refused (RFC 9112, sections 2.2, 5.1, 5.2, 6.3, 11.2): a bare LF, a folded
 //! line, a space before the colon, `Transfer-Encoding` together with `Content-Length`, two `Content-Length`s, two `Host`s.
 
-use crate::{error::Reason, proxy::header_maps};
+use crate::{error::Reason, net::detect::is_token, proxy::header_maps};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
@@ -121,10 +121,6 @@ pub fn parse_request(head: Bytes, keep_case: bool) -> Result<RequestHead, HeadEr
     };
     let (mut parts, ()) = Request::new(()).into_parts();
     parts.method = Method::from_bytes(method.as_bytes()).map_err(|_| bad("the method is not a token"))?;
-    if parts.method == Method::CONNECT {
-        // What follows would be another protocol.
-        return Err(HeadError { reason: Reason::Unsupported, detail: "CONNECT".into() });
-    }
     parts.uri = Uri::from_maybe_shared(head.slice_ref(target.as_bytes()))
         .map_err(|error| bad(format!("the request target is not a URI: {error}")))?;
     if parts.uri.authority().is_some() {
@@ -150,6 +146,10 @@ pub fn parse_request(head: Bytes, keep_case: bool) -> Result<RequestHead, HeadEr
         (None, Some(0)) | (None, None) => Framing::None,
         (None, Some(length)) => Framing::Length(length),
     };
+    // What follows is another protocol.
+    if parts.method == Method::CONNECT && framing != Framing::None {
+        return Err(bad("a CONNECT with a body"));
+    }
     let keep_alive = fields.keep_alive(minor);
     parts.headers = fields.headers;
     if let Some(names) = fields.names {
@@ -405,10 +405,6 @@ fn header_space<'s, 'h>(
     }
     heap.resize_with(lines, MaybeUninit::uninit);
     heap
-}
-
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 fn refused(error: httparse::Error) -> HeadError {

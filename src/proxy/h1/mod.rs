@@ -11,5 +11,7 @@ mod reader;
 mod server;
 
 pub use client::{ResponseBody, Tunnel, send};
+#[cfg(fuzzing)]
+pub use decode::{Decoded, Decoder};
 pub use reader::RequestBody;
 pub use server::serve;

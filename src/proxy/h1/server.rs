@@ -17,7 +17,7 @@ use crate::{
         http::{Downstream, Interim, Proxy, handle},
         listener::Listener,
         record::Record,
-        respond,
+        respond, tcp,
         timer::{IdleWatch, Timer},
         tunnel,
     },
@@ -66,19 +66,33 @@ pub async fn serve(
         origin,
         proxy,
     };
-    loop {
+    let next = loop {
         match server.exchange().await {
             Next::Request => {}
-            Next::Close => break,
-            Next::CloseGently => {
-                Box::pin(server.linger(&io)).await;
-                break;
-            }
-            Next::Reset => {
-                io.reset();
-                break;
-            }
+            Next::Close => return,
+            next => break next,
         }
+    };
+    // Boxed with what it needs: a connection need not have room for that.
+    Box::pin(end(server, io, next)).await;
+}
+
+async fn end(mut server: Server, io: Rc<Io>, next: Next) {
+    match next {
+        Next::Request | Next::Close => {}
+        Next::CloseGently => server.linger(&io).await,
+        Next::Reset => io.reset(),
+        Next::Tunnel(tunnel) => carry(server, io, *tunnel).await,
+    }
+}
+
+/// The connection is the tunnel's from here on, with what came of it behind the head.
+async fn carry(server: Server, io: Rc<Io>, tunnel: tcp::Tunnel) {
+    let (start, proxy) = (std::mem::take(&mut server.reader.borrow_mut().buf), server.proxy.clone());
+    drop(server);
+    // Now nobody else has it.
+    if let Some(io) = Rc::into_inner(io) {
+        tunnel.carry(io.into_inner(), start, &proxy).await;
     }
 }
 
@@ -91,6 +105,8 @@ enum Next {
     CloseGently,
     /// The response was cut off, and the client must see that.
     Reset,
+    /// No more HTTP.
+    Tunnel(Box<tcp::Tunnel>),
 }
 
 struct Server {
@@ -108,6 +124,9 @@ struct Server {
 impl Server {
     async fn exchange(&mut self) -> Next {
         let head = match self.read_head().await {
+            Ok(Some(head)) if head.request.method() == Method::CONNECT => {
+                return Box::pin(self.connect(head.request)).await;
+            }
             Ok(Some(head)) => head,
             Ok(None) => return Next::Close,
             Err(error) => return Box::pin(self.refuse(error)).await,
@@ -283,8 +302,12 @@ impl Server {
         tracing::debug!(listener = %self.listener.name, peer = %self.origin.peer, reason = error.reason.as_str(),
             detail = %error.detail, "request refused");
         self.listener.metrics.rejected.inc(error.reason as usize);
-        let response = respond::error(&ProxyError::new(error.reason, error.detail), false);
-        let (parts, body) = response.into_parts();
+        self.answer(&ProxyError::new(error.reason, error.detail)).await
+    }
+
+    /// Answers with an error, and ends the connection.
+    async fn answer(&mut self, error: &ProxyError) -> Next {
+        let (parts, body) = respond::error(error, false).into_parts();
         let framing = Framing::Length(body.length().unwrap_or(0));
         let writer = self.writer.get_mut();
         write_response(&mut writer.head, &parts, framing, Some(b"close"));
@@ -294,6 +317,33 @@ impl Server {
         // If the client does not take the answer in time, it goes without.
         poll_fn(|cx| if sending.poll(writer, cx).is_ready() { Poll::Ready(()) } else { timer.poll_expired(cx) }).await;
         Next::CloseGently
+    }
+
+    /// Opens the tunnel that a `CONNECT` asks for, or says why there is none. Then the connection ends: what the client has sent
+    /// already may be no HTTP.
+    async fn connect(&mut self, request: Request<()>) -> Next {
+        let io = self.reader.borrow().io.clone();
+        let opened = tcp::Tunnel::open(&request, &self.listener, &self.origin, &io, &self.proxy).await;
+        let tunnel = match opened {
+            Ok(tunnel) => tunnel,
+            Err(error) => return self.answer(&error).await,
+        };
+        let writer = self.writer.get_mut();
+        let (parts, ()) = Response::new(()).into_parts();
+        write_response(&mut writer.head, &parts, Framing::None, None);
+        self.timer.set(Instant::now() + self.listener.settings().limits.head_timeout);
+        let timer = &mut self.timer;
+        let written = poll_fn(|cx| match writer.poll_flush(cx) {
+            Poll::Ready(written) => Poll::Ready(written.map_err(|error| error.to_string())),
+            Poll::Pending => timer.poll_expired(cx).map(|()| Err("it does not take the answer".into())),
+        });
+        match written.await {
+            Ok(()) => Next::Tunnel(Box::new(tunnel)),
+            Err(error) => {
+                tunnel.failed(ProxyError::new(Reason::DownstreamClosed, error));
+                Next::Reset
+            }
+        }
     }
 
     /// Both sides have left HTTP: bytes go to and fro until both ends are done.

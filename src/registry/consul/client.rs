@@ -1,23 +1,20 @@
-//! Consul's HTTP API, as much of it as is needed to follow services.
+//! Requests to Consul's HTTP API, and those that follow services.
 
 use super::{decode::Row, limit::RateLimit};
 use crate::{
     config::{ConsulRegistry, Secret},
-    net::tls,
-    registry::{RegistryError, SetupError},
+    registry::{
+        RegistryError, SetupError,
+        http::{Answer, HttpClient},
+        server::Server,
+    },
 };
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::{
-    client::legacy::{Client as HttpClient, connect::HttpConnector},
-    rt::{TokioExecutor, TokioTimer},
-};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode};
+use http_body_util::Full;
 use indexmap::IndexMap;
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
-use std::{collections::BTreeMap, error::Error, time::Duration};
-use tokio::time::timeout;
+use std::{collections::BTreeMap, time::Duration};
 
 const TOKEN: HeaderName = HeaderName::from_static("x-consul-token");
 const INDEX: &str = "x-consul-index";
@@ -26,19 +23,10 @@ const BACKEND: &str = "x-consul-query-backend";
 const FILTERED: &str = "x-consul-results-filtered-by-acls";
 const DEFAULT_POLICY: &str = "x-consul-default-acl-policy";
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// For the network and a busy agent, on top of the time that a query may take there.
-const MARGIN: Duration = Duration::from_secs(10);
-/// TCP's own probes, so that an agent's machine that went away is noticed before the query's time is over.
-const KEEPALIVE: Duration = Duration::from_secs(15);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-const KEEPALIVE_RETRIES: u32 = 3;
-/// An answer of 10,000 instances with their checks is about 15 MiB.
-const LARGEST_ANSWER: usize = 64 << 20;
-/// As much of an error's text as fits in a line of a log.
-const LONGEST_CAUSE: usize = 300;
-
-const SEGMENT: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'%').add(b'/').add(b'?').add(b'<').add(b'>');
+pub(super) const MARGIN: Duration = Duration::from_secs(10);
+pub(super) const SEGMENT: &AsciiSet =
+    &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'%').add(b'/').add(b'?').add(b'<').add(b'>');
 
 /// The time after which a query that may wait for `wait` is given up: the agent adds up to a sixteenth.
 pub fn answer_limit(wait: Duration) -> Duration {
@@ -47,74 +35,40 @@ pub fn answer_limit(wait: Duration) -> Duration {
 
 /// Requests to one agent.
 pub struct Client {
-    /// As the operator wrote it: what errors name.
-    server: String,
-    http: HttpClient<HttpsConnector<HttpConnector>, Empty<Bytes>>,
+    http: HttpClient,
     token: Option<HeaderValue>,
     limit: RateLimit,
     /// Query parameters of every health query, and of every listing.
     health_query: String,
     list_query: String,
+    /// Of all others.
+    dc: String,
 }
 
-/// The answer to a health query.
-pub struct Health {
-    pub rows: Vec<Row>,
+/// The answer to a query that can wait.
+pub struct Page<R> {
+    pub rows: R,
     /// What to wait on next time.
     pub index: u64,
 }
 
-struct Answer {
-    headers: HeaderMap,
-    body: Bytes,
-}
-
 impl Client {
     pub fn new(config: &ConsulRegistry) -> Result<Self, SetupError> {
-        let server = config.address.trim_end_matches('/').to_owned();
-        let bad =
-            || SetupError::Address { text: server.clone(), expected: "`http://HOST:PORT` or `https://HOST:PORT`" };
-        let uri: Uri = server.parse().map_err(|_| bad())?;
-        let (Some(scheme), Some(host), Some(_)) = (uri.scheme_str(), uri.host(), uri.port()) else { return Err(bad()) };
-        if uri.query().is_some() || uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
-            return Err(bad());
-        }
-        let mut connector = HttpConnector::new();
-        connector.enforce_http(false);
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        connector.set_keepalive(Some(KEEPALIVE));
-        connector.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
-        connector.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
-        let builder = HttpsConnectorBuilder::new();
-        let connector = match scheme {
-            "https" => builder
-                .with_tls_config(tls::client_config(&config.tls, &[])?)
-                .https_only()
-                .with_server_name_resolver(FixedServerNameResolver::new(tls::server_name(&config.tls, host)?))
-                .enable_http1()
-                .wrap_connector(connector),
-            "http" => builder
-                .with_tls_config(tls::trusting_nobody()?)
-                .https_or_http()
-                .enable_http1()
-                .wrap_connector(connector),
-            _ => return Err(bad()),
-        };
+        let server = Server::with_base(&config.address, "`http://HOST:PORT` or `https://HOST:PORT`")?;
         let token = config.token.as_ref().map(header).transpose()?;
         let common = common_query(config);
         Ok(Self {
-            server,
-            http: HttpClient::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector),
+            http: HttpClient::new(server, &config.tls)?,
             token,
             limit: RateLimit::new(config.max_requests_per_second),
             health_query: format!("{common}{}", health_query(config)),
             list_query: common,
+            dc: config.dc.as_deref().map(|dc| format!("dc={}", encoded(dc))).unwrap_or_default(),
         })
     }
 
     /// The instances of `service`, at once if `index` is 0, else as soon as something changed after it or `wait` is over.
-    pub async fn health(&self, service: &str, index: u64, wait: Duration) -> Result<Health, RegistryError> {
+    pub async fn health(&self, service: &str, index: u64, wait: Duration) -> Result<Page<Vec<Row>>, RegistryError> {
         let service = utf8_percent_encode(service, SEGMENT);
         let mut path = format!("/v1/health/service/{service}?{}", self.health_query);
         let mut limit = MARGIN;
@@ -123,18 +77,38 @@ impl Client {
             limit = answer_limit(wait);
         }
         let answer = self.get(&path, limit).await?;
-        // A `stale` answer of a server that may have been cut off long ago. Answers from the agent's own stream of events
-        // always say `false`, and mean nothing by it (seen with 1.16).
-        if header_is(&answer.headers, KNOWN_LEADER, "false") && !header_is(&answer.headers, BACKEND, "streaming") {
-            return Err(RegistryError::Busy { server: self.server.clone(), cause: "No cluster leader".into() });
-        }
-        let index = answer.headers.get(INDEX).and_then(|index| index.to_str().ok()?.parse().ok());
-        let index = index.ok_or_else(|| self.protocol("there is no X-Consul-Index; is it a Consul agent?"))?;
-        let rows: Vec<Row> = serde_json::from_slice(&answer.body).map_err(|error| self.protocol(error))?;
+        self.check_leader(&answer)?;
+        let index = self.index_of(&answer)?;
+        let rows: Vec<Row> = serde_json::from_slice(&answer.body).map_err(|error| self.http.protocol(error))?;
         if rows.is_empty() && self.hides(&answer.headers).await? {
             return Err(self.no_rights());
         }
-        Ok(Health { rows, index })
+        Ok(Page { rows, index })
+    }
+
+    /// That it is not a `stale` answer of a server that may have been cut off long ago. Answers from the agent's own stream of
+    /// events always say that there is no leader, and mean nothing by it (seen with 1.16).
+    pub(super) fn check_leader(&self, answer: &Answer) -> Result<(), RegistryError> {
+        let headers = &answer.headers;
+        if header_is(headers, KNOWN_LEADER, "false") && !header_is(headers, BACKEND, "streaming") {
+            return Err(RegistryError::Busy { server: self.http.server().into(), cause: "No cluster leader".into() });
+        }
+        Ok(())
+    }
+
+    pub(super) fn index_of(&self, answer: &Answer) -> Result<u64, RegistryError> {
+        let index = answer.headers.get(INDEX).and_then(|index| index.to_str().ok()?.parse().ok());
+        index.ok_or_else(|| self.http.protocol("there is no X-Consul-Index; is it a Consul agent?"))
+    }
+
+    /// Whether something was left out for want of rights.
+    pub(super) fn is_filtered(&self, answer: &Answer) -> bool {
+        header_is(&answer.headers, FILTERED, "true")
+    }
+
+    /// Whether we are nobody to it, to whom it does not admit that it left something out.
+    pub(super) fn sees_nothing(&self, answer: &Answer) -> bool {
+        self.token.is_none() && header_is(&answer.headers, DEFAULT_POLICY, "deny")
     }
 
     /// The names of all services.
@@ -147,7 +121,7 @@ impl Client {
     async fn catalog(&self) -> Result<Vec<String>, RegistryError> {
         let answer = self.get(&format!("/v1/catalog/services?{}", self.list_query), MARGIN).await?;
         let services: BTreeMap<String, serde::de::IgnoredAny> =
-            serde_json::from_slice(&answer.body).map_err(|error| self.protocol(error))?;
+            serde_json::from_slice(&answer.body).map_err(|error| self.http.protocol(error))?;
         Ok(services.into_keys().collect())
     }
 
@@ -163,53 +137,61 @@ impl Client {
     fn no_rights(&self) -> RegistryError {
         let who = if self.token.is_some() { "the token has" } else { "there is no token, and without one there are" };
         let cause = format!("{who} no rights to see it; needed are service:read and node:read");
-        RegistryError::Refused { server: self.server.clone(), cause }
+        RegistryError::Refused { server: self.http.server().into(), cause }
     }
 
     async fn get(&self, path: &str, limit: Duration) -> Result<Answer, RegistryError> {
+        let answer = self.send(Method::GET, path, Bytes::new(), limit).await?;
+        if answer.status == StatusCode::OK { Ok(answer) } else { Err(self.refusal(&answer)) }
+    }
+
+    /// Sends a request when it is its turn. The answer may have any status.
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        limit: Duration,
+    ) -> Result<Answer, RegistryError> {
         self.limit.turn().await;
-        let mut request = Request::get(format!("{}{path}", self.server));
+        let mut request = Request::builder().method(method).uri(path);
         if let Some(token) = &self.token {
             request = request.header(TOKEN, token);
         }
-        let request = request.body(Empty::new()).map_err(|error| self.protocol(error))?;
-        let call = async {
-            let answer = self.http.request(request).await.map_err(|error| root_cause(&error))?;
-            let (head, body) = answer.into_parts();
-            let body = Limited::new(body, LARGEST_ANSWER).collect().await.map_err(|error| error.to_string())?;
-            Ok((head, body.to_bytes()))
-        };
-        let unreachable = |cause| RegistryError::Unreachable { server: self.server.clone(), cause };
-        let (head, body) = match timeout(limit, call).await {
-            Ok(answer) => answer.map_err(unreachable)?,
-            Err(_) => return Err(unreachable(format!("no answer within {limit:?}"))),
-        };
-        if head.status == StatusCode::OK {
-            return Ok(Answer { headers: head.headers, body });
-        }
-        Err(self.refusal(head.status, &body))
+        self.http.send(request.body(Full::new(body)), limit).await
+    }
+
+    /// Query parameters of what follows changes.
+    pub(super) fn common(&self) -> &str {
+        &self.list_query
+    }
+
+    /// Query parameters of what asks the leader.
+    pub(super) fn dc(&self) -> &str {
+        &self.dc
+    }
+
+    /// The agent, as errors name it.
+    pub(super) fn server(&self) -> &str {
+        self.http.server()
+    }
+
+    pub(super) fn protocol(&self, cause: impl ToString) -> RegistryError {
+        self.http.protocol(cause)
     }
 
     /// What a status other than 200 means.
-    fn refusal(&self, status: StatusCode, body: &[u8]) -> RegistryError {
-        let text = String::from_utf8_lossy(body);
-        let cause = format!("{status}: {}", text.trim().chars().take(LONGEST_CAUSE).collect::<String>());
-        let server = self.server.clone();
-        match status {
-            StatusCode::TOO_MANY_REQUESTS => RegistryError::Busy { server, cause },
-            _ if status.is_server_error() && text.contains("Permission denied") || text.contains("ACL not found") => {
+    pub(super) fn refusal(&self, answer: &Answer) -> RegistryError {
+        let text = String::from_utf8_lossy(&answer.body);
+        // Some come as 500, from a server that the agent asked.
+        match self.http.refusal(answer.status, &answer.body) {
+            RegistryError::Busy { server, cause }
+                if text.contains("Permission denied") || text.contains("ACL not found") =>
+            {
                 RegistryError::Refused { server, cause }
             }
-            _ if status.is_server_error() => RegistryError::Busy { server, cause },
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => {
-                RegistryError::Refused { server, cause }
-            }
-            _ => RegistryError::Protocol { server, cause },
+            other => other,
         }
-    }
-
-    fn protocol(&self, cause: impl ToString) -> RegistryError {
-        RegistryError::Protocol { server: self.server.clone(), cause: cause.to_string() }
     }
 }
 
@@ -223,15 +205,6 @@ fn header_is(headers: &HeaderMap, name: &str, value: &str) -> bool {
     headers.get(name).is_some_and(|found| found.as_bytes().eq_ignore_ascii_case(value.as_bytes()))
 }
 
-/// The innermost error: "Connection refused" rather than "client error (Connect)".
-fn root_cause(error: &dyn Error) -> String {
-    let mut inner = error;
-    while let Some(source) = inner.source() {
-        inner = source;
-    }
-    inner.to_string()
-}
-
 /// `stale` lets every server answer and not only the leader, as Consul advises for watching; an answer from a server
 /// without a leader is refused instead.
 fn common_query(config: &ConsulRegistry) -> String {
@@ -240,15 +213,11 @@ fn common_query(config: &ConsulRegistry) -> String {
 }
 
 fn health_query(config: &ConsulRegistry) -> String {
-    // Without `passing` those in warning come too, and so do the critical ones, which the decoder drops.
-    let passing = if config.only_passing { "&passing=1" } else { "" };
-    match filter(&config.tags, &config.meta) {
-        Some(filter) => format!("{passing}&filter={}", encoded(&filter)),
-        None => passing.into(),
-    }
+    // Not `passing`: what is unfit must be told from what is gone.
+    filter(&config.tags, &config.meta).map_or_else(String::new, |filter| format!("&filter={}", encoded(&filter)))
 }
 
-fn encoded(text: &str) -> impl std::fmt::Display {
+pub(super) fn encoded(text: &str) -> impl std::fmt::Display {
     utf8_percent_encode(text, NON_ALPHANUMERIC)
 }
 
@@ -294,7 +263,7 @@ mod tests {
         for address in ["http://127.0.0.1:8500", "http://consul.internal:80/behind/a/proxy/", "http://[::1]:8500"] {
             assert!(client(address).is_ok(), "{address}");
         }
-        for address in ["", "127.0.0.1:8500", "http://a", "consul://a:1", "http://a:1?token=x", "http://u:p@a:1"] {
+        for address in ["", "127.0.0.1:8500", "consul://a:1", "http://a:1?token=x", "http://u:p@a:1"] {
             let error = client(address).err().unwrap().to_string();
             assert!(error.contains("expected `http://HOST:PORT`"), "{address}: {error}");
         }
@@ -314,7 +283,9 @@ mod tests {
             (404, "", "something unexpected"),
             (302, "", "something unexpected"),
         ] {
-            let error = client.refusal(StatusCode::from_u16(status).unwrap(), body.as_bytes()).to_string();
+            let status = StatusCode::from_u16(status).unwrap();
+            let answer = Answer { status, headers: HeaderMap::new(), body: body.into() };
+            let error = client.refusal(&answer).to_string();
             assert!(error.contains(expected), "{status} {body}: {error}");
         }
     }

@@ -11,6 +11,9 @@ use crate::registry::{
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
+/// What the agents know of each other.
+const NODE_CHECK: &str = "serfHealth";
+
 /// One instance as Consul tells it, as far as it is of use.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -66,6 +69,8 @@ struct Weights {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Check {
+    #[serde(default, rename = "CheckID")]
+    id: String,
     status: String,
 }
 
@@ -75,9 +80,12 @@ enum Standing {
     Passing,
     Warning,
     Critical,
+    /// Consul's own check of the node fails, and nothing else does.
+    NodeLost,
 }
 
-/// The instances in `rows` that are fit to serve, and what is wrong with rows that cannot be read.
+/// The instances in `rows`, and what is wrong with rows that cannot be read. One that its own checks, or maintenance, hold
+/// unfit is there as such; one whose node is lost is left out, for that says nothing about the instance.
 ///
 /// Ids are `NODE/ID`, because Consul's service ids are unique only on their node. A registration by Kratos gives an
 /// instance per endpoint, see the layout `kratos`. Labels are the tags (`tag.NAME: "true"`), the metadata, and `version`
@@ -86,12 +94,13 @@ pub fn instances(rows: Vec<Row>, only_passing: bool) -> (Vec<Instance>, Vec<Stri
     let (mut instances, mut complaints) = (Vec::new(), Vec::new());
     for row in rows {
         let standing = Standing::of(row.checks.as_deref().unwrap_or_default());
-        if standing == Standing::Critical || only_passing && standing == Standing::Warning {
+        if standing == Standing::NodeLost {
             continue;
         }
         let id = format!("{}/{}", row.node.node, row.service.id);
+        let healthy = standing == Standing::Passing || standing == Standing::Warning && !only_passing;
         match decode(&id, row, standing) {
-            Ok(found) => instances.extend(found),
+            Ok(found) => instances.extend(found.into_iter().map(|instance| Instance { healthy, ..instance })),
             Err(error) => complaints.push(format!("{id}: {error}")),
         }
     }
@@ -101,15 +110,13 @@ pub fn instances(rows: Vec<Row>, only_passing: bool) -> (Vec<Instance>, Vec<Stri
 
 impl Standing {
     fn of(checks: &[Check]) -> Self {
-        let worst = checks.iter().map(|check| match check.status.as_str() {
-            "passing" => 0,
-            "warning" => 1,
-            _ => 2,
-        });
-        match worst.max() {
-            None | Some(0) => Self::Passing,
-            Some(1) => Self::Warning,
-            Some(_) => Self::Critical,
+        let is = |check: &&Check, known: &[&str]| known.contains(&check.status.as_str());
+        let critical: Vec<_> = checks.iter().filter(|check| !is(check, &["passing", "warning"])).collect();
+        match critical[..] {
+            [] if checks.iter().any(|check| check.status == "warning") => Self::Warning,
+            [] => Self::Passing,
+            [only] if only.id == NODE_CHECK => Self::NodeLost,
+            _ => Self::Critical,
         }
     }
 }

@@ -1,74 +1,107 @@
 //! Following one service by blocking queries.
 
-use super::{Consul, decode};
+use super::{
+    Consul,
+    client::Page,
+    decode::{self, Row},
+};
 use crate::{
     backoff::Backoff,
-    registry::{Instance, Sink},
+    registry::{
+        Instance,
+        watch::{Failure, Found, News, Watch},
+    },
 };
 use std::{sync::Arc, time::Duration};
 use tokio::time::sleep;
-use tracing::{debug, warn};
 
 /// Wake-ups without a change that are answered at once, as Consul's documentation allows.
 const FREE_WAKE_UPS: u32 = 2;
 
-/// Follows `service` for ever.
-pub async fn follow(consul: Arc<Consul>, service: String, sink: Sink) {
-    let mut index = 0;
-    let mut last: Option<Vec<Instance>> = None;
-    let mut failing = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
-    // Consul wakes a query also for changes elsewhere: of a check's output, or of any service when this one does not
-    // exist. Such wake-ups in a row are slowed down; a real change is not, for it resets this.
-    let mut idle = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
-    let mut in_vain = 0;
-    let mut complained = Vec::new();
-    loop {
-        let health = match consul.client.health(&service, index, consul.wait).await {
-            Ok(health) => health,
-            Err(error) => {
-                debug!(registry = consul.name, service, %error, "query failed");
-                sink.failed(error);
-                // The agent may have been replaced meanwhile: what is current is asked for at once, not waited for.
-                index = 0;
-                sleep(failing.next_wait()).await;
-                continue;
-            }
-        };
-        failing.reset();
-        let blocked = index > 0;
-        let moved = health.index != index;
-        index = next_index(index, health.index);
-        if blocked && health.rows.is_empty() && last.as_ref().is_some_and(|last| !last.is_empty()) {
+/// Consul wakes a query also for changes elsewhere: of a check's output, or of any service when this one does not exist. Such
+/// wake-ups in a row are slowed down; a real change is not, for it resets this.
+pub struct Pace {
+    idle: Backoff,
+    in_vain: u32,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { idle: Backoff::new(Duration::from_millis(50), Duration::from_secs(2)), in_vain: 0 }
+    }
+}
+
+impl Pace {
+    pub async fn slow_down(&mut self) {
+        self.in_vain += 1;
+        if self.in_vain > FREE_WAKE_UPS {
+            sleep(self.idle.next_wait()).await;
+        }
+    }
+
+    pub fn real_change(&mut self) {
+        self.in_vain = 0;
+        self.idle.reset();
+    }
+}
+
+/// What is known of one service.
+pub struct Queries {
+    consul: Arc<Consul>,
+    service: String,
+    /// What the next query waits on.
+    index: u64,
+    last: Vec<Instance>,
+    pace: Pace,
+}
+
+impl Queries {
+    pub fn new(consul: Arc<Consul>, service: &str) -> Self {
+        Self { consul, service: service.into(), index: 0, last: Vec::new(), pace: Pace::default() }
+    }
+
+    fn read(&mut self, health: Page<Vec<Row>>) -> Found {
+        let (instances, unreadable) = decode::instances(health.rows, self.consul.only_passing);
+        self.last.clone_from(&instances);
+        Found { instances, unreadable }
+    }
+}
+
+impl Watch for Queries {
+    /// Asks for what is current, and does not wait: the agent may have been replaced meanwhile.
+    async fn list(&mut self) -> Result<Found, Failure> {
+        let health = self.consul.client.health(&self.service, 0, self.consul.wait).await?;
+        self.index = health.index.max(1);
+        Ok(self.read(health))
+    }
+
+    async fn next(&mut self) -> Result<News, Failure> {
+        let asked = self.index;
+        let health = self.consul.client.health(&self.service, asked, self.consul.wait).await?;
+        let moved = health.index != asked;
+        self.index = next_index(asked, health.index);
+        if asked > 0 && health.rows.is_empty() && !self.last.is_empty() {
             // All gone: true perhaps, or the token lost its rights, which only a query that does not wait will tell.
-            index = 0;
-            continue;
+            return Ok(News::Set(self.list().await?));
         }
-        let (instances, complaints) = decode::instances(health.rows, consul.only_passing);
-        if complaints != complained {
-            for complaint in &complaints {
-                warn!(registry = consul.name, service, "ignoring an instance: {complaint}");
-            }
-            complained = complaints;
+        let before = std::mem::take(&mut self.last);
+        let found = self.read(health);
+        if found.instances != before {
+            self.pace.real_change();
+            return Ok(News::Set(found));
         }
-        if last.as_ref() == Some(&instances) {
-            sink.alive();
-            in_vain = if blocked && moved { in_vain + 1 } else { 0 };
-            if in_vain > FREE_WAKE_UPS {
-                sleep(idle.next_wait()).await;
-            } else {
-                idle.reset();
-            }
+        if asked > 0 && moved {
+            self.pace.slow_down().await
         } else {
-            in_vain = 0;
-            last = Some(instances.clone());
-            sink.set(instances);
+            self.pace.real_change()
         }
+        Ok(News::Set(found))
     }
 }
 
 /// Consul's rules for the index: one that goes back means that the server's state was replaced, so start over; and
 /// never wait on 0, which would not wait.
-fn next_index(previous: u64, answered: u64) -> u64 {
+pub fn next_index(previous: u64, answered: u64) -> u64 {
     if answered < previous { 0 } else { answered.max(1) }
 }
 

@@ -1,4 +1,6 @@
-//! The HTTP API. Every answer is JSON; an error says what was expected.
+//! The HTTP API. Every answer is JSON, but for a value of the key-value store; an error says what was expected.
+
+mod kv;
 
 use super::{Embedded, Lease, Refusal, Registration};
 use crate::{
@@ -36,8 +38,9 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 const REGISTER: &str = "JSON like {\"name\":\"users\",\"address\":\"10.0.0.7:8080\"}, and if wanted `id`, `weight`, `zone`, \
                         `protocol` (http1 or http2), `tls`, `labels` (texts by name), `ttl` (like \"30s\")";
 const WHICH: &str = "JSON like {\"name\":\"users\",\"id\":\"10.0.0.7:8080\"}, with the id that `POST /register` gave";
-const PATHS: &str =
-    "POST /register, POST /renew, POST /deregister, GET /discover?name=, GET /services, GET /watch?name=";
+const KEYS: &str = "the query `?path=PATH`, with `&watch=true` for what changes as well";
+const PATHS: &str = "POST /register, POST /renew, POST /deregister, GET /discover?name=, GET /services, GET /watch?name=, \
+                     GET, PUT and DELETE /kv/KEY, GET /kv?path=";
 
 #[derive(Clone)]
 struct Api {
@@ -54,6 +57,8 @@ pub fn router(registry: Arc<Embedded>) -> Router {
         .route("/discover", get(discover))
         .route("/services", get(services))
         .route("/watch", get(watch))
+        .route("/kv", get(kv::all))
+        .route("/kv/{*key}", get(kv::one).put(kv::put).delete(kv::delete))
         .fallback(async || Failure::new(StatusCode::NOT_FOUND, "there is no such path", PATHS))
         .method_not_allowed_fallback(async || {
             Failure::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method", PATHS)
@@ -126,7 +131,7 @@ async fn watch(State(api): State<Api>, query: Result<Query<Name>, QueryRejection
     let permit = api.watches.clone().try_acquire_owned().map_err(|_| {
         Failure::new(StatusCode::TOO_MANY_REQUESTS, format!("there are {MAX_WATCHES} watches already"), "fewer of them")
     })?;
-    let mut set = api.registry.watch(&name).await.map_err(|refusal| Failure::refused(&refusal, ""))?;
+    let mut set = api.registry.watch_instances(&name).await.map_err(|refusal| Failure::refused(&refusal, ""))?;
     // The set that there is now is the first event.
     set.mark_changed();
     let events = stream::unfold(Watch { set, _permit: permit }, Watch::next);
@@ -206,6 +211,7 @@ impl Failure {
             Refusal::Unknown { .. } => {
                 (StatusCode::NOT_FOUND, "an instance that is registered; it may have expired: register it again")
             }
+            Refusal::FullOfKeys => (StatusCode::INSUFFICIENT_STORAGE, "room: delete keys"),
             Refusal::Full => (StatusCode::INSUFFICIENT_STORAGE, "room: deregister others, or wait until they expire"),
             Refusal::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "a pillion that is not stopping"),
         };

@@ -4,15 +4,22 @@
 //! as one, and one timer serves all TTLs. [`router`] is its HTTP API.
 
 mod api;
+mod entry;
+#[cfg(fuzzing)]
+pub mod fuzzing;
+mod handover;
 mod saved;
 mod saver;
 mod state;
+mod store;
 #[cfg(test)]
 mod tests;
+mod values;
 
 pub use api::router;
+pub use values::{Change, Condition, Value};
 
-use super::{Instance, Registry, RegistryError, Sink, layout::plain::Entry};
+use super::{self as registry, Instance, Registry, RegistryError, Sink, layout::plain::Entry, store::Store};
 use crate::config::{EmbeddedRegistry, human};
 use futures_util::future::BoxFuture;
 use saver::Saver;
@@ -75,6 +82,8 @@ pub enum Refusal {
     Unknown { name: String, id: String },
     #[error("the registry is full: it holds {} instances", state::MAX_INSTANCES)]
     Full,
+    #[error("the registry is full: it holds {} keys", values::MAX_KEYS)]
+    FullOfKeys,
     #[error("the registry has stopped")]
     Stopped,
 }
@@ -86,13 +95,19 @@ impl Embedded {
     pub fn open(name: &str, config: &EmbeddedRegistry) -> io::Result<(Arc<Self>, BoxFuture<'static, ()>)> {
         let mut state = State::default();
         if let Some(path) = &config.persist {
-            for kept in saved::load(path)? {
+            let contents = saved::load(path)?;
+            state.values.replace(contents.values);
+            for kept in contents.instances {
                 if state.register(kept, Instant::now()).is_err() {
                     tracing::error!(file = %path.display(), "the saved state has more instances than fit");
                     break;
                 }
             }
         }
+        Ok(Self::running(name, config, state))
+    }
+
+    fn running(name: &str, config: &EmbeddedRegistry, state: State) -> (Arc<Self>, BoxFuture<'static, ()>) {
         let (commands, queue) = mpsc::channel(1024);
         let (saver, saved) = match &config.persist {
             Some(path) => {
@@ -102,7 +117,7 @@ impl Embedded {
             None => (None, None),
         };
         let registry = Self { name: name.into(), ttl: config.ttl, commands, saved };
-        Ok((Arc::new(registry), Box::pin(run(state, queue, saver))))
+        (Arc::new(registry), Box::pin(run(state, queue, saver)))
     }
 
     /// Puts an instance in, in place of one with the same id. Without an id of its own it has its address as id.
@@ -160,7 +175,7 @@ impl Embedded {
     }
 
     /// The service's set, now and whenever it changes. It ends with the registry.
-    pub async fn watch(&self, name: &str) -> Result<watch::Receiver<Arc<[Instance]>>, Refusal> {
+    pub async fn watch_instances(&self, name: &str) -> Result<watch::Receiver<Arc<[Instance]>>, Refusal> {
         let name = name.to_owned();
         self.with(move |state| state.follow(&name)).await
     }
@@ -171,6 +186,21 @@ impl Embedded {
         let revision = self.with(|state| state.revision).await?;
         saved.wait_for(|saved| *saved >= revision).await.map_err(|_| Refusal::Stopped)?;
         Ok(())
+    }
+
+    /// What errors call it.
+    fn server(&self) -> String {
+        format!("the embedded registry `{}`", self.name)
+    }
+
+    fn error(&self, refusal: Refusal) -> RegistryError {
+        let (server, cause) = (self.server(), refusal.to_string());
+        match refusal {
+            Refusal::Full | Refusal::FullOfKeys | Refusal::Stopped => RegistryError::Busy { server, cause },
+            Refusal::Invalid(_) | Refusal::TooLarge(_) | Refusal::Unknown { .. } => {
+                RegistryError::Refused { server, cause }
+            }
+        }
     }
 
     async fn with<T: Send + 'static>(&self, work: impl FnOnce(&mut State) -> T + Send + 'static) -> Result<T, Refusal> {
@@ -193,10 +223,17 @@ impl Registry for Embedded {
         "embedded"
     }
 
+    fn entry(
+        self: Arc<Self>,
+        registration: Arc<registry::Registration>,
+    ) -> Result<Box<dyn registry::Entry>, RegistryError> {
+        Ok(Box::new(entry::OwnEntry::new(self, registration)))
+    }
+
     fn follow(self: Arc<Self>, service: String, sink: Sink) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             loop {
-                if let Ok(mut set) = self.watch(&service).await {
+                if let Ok(mut set) = self.watch_instances(&service).await {
                     loop {
                         let instances = set.borrow_and_update().to_vec();
                         sink.set(instances);
@@ -222,6 +259,10 @@ impl Registry for Embedded {
         Box::pin(async move { self.services().await.map_err(|error| unreachable(&error)) })
     }
 
+    fn store(self: Arc<Self>) -> Result<Arc<dyn Store>, RegistryError> {
+        Ok(self)
+    }
+
     fn silence_limit(&self) -> Duration {
         6 * BEAT
     }
@@ -241,28 +282,14 @@ fn check_name(what: &str, name: &str) -> Result<(), Refusal> {
     )))
 }
 
-impl From<&Instance> for Entry {
-    fn from(instance: &Instance) -> Self {
-        Self {
-            address: instance.address.to_string(),
-            id: Some(instance.id.clone()),
-            weight: Some(instance.weight),
-            zone: instance.zone.clone(),
-            protocol: instance.protocol,
-            tls: instance.tls,
-            labels: instance.labels.clone(),
-        }
-    }
-}
-
 /// Owns the state until the last user of the registry is gone.
 async fn run(mut state: State, mut queue: mpsc::Receiver<Command>, mut saver: Option<Saver>) {
     loop {
-        let (expiry, revision) = (state.next_expiry(), state.revision);
+        let (expiry, revision) = (state.next_expiry().filter(|_| !state.borrowed), state.revision);
         let saving = async {
             match &mut saver {
-                Some(saver) => saver.due(revision).await,
-                None => std::future::pending().await,
+                Some(saver) if !state.borrowed => saver.due(revision).await,
+                _ => std::future::pending().await,
             }
         };
         tokio::select! {
@@ -287,8 +314,16 @@ async fn run(mut state: State, mut queue: mpsc::Receiver<Command>, mut saver: Op
             },
         }
         state.publish();
+        if let Some(heir) = state.heir.take() {
+            if let Some(saver) = &mut saver {
+                saver.settle().await;
+            }
+            // It may have given up waiting.
+            let _ = heir.send(state.contents());
+            return;
+        }
     }
-    if let Some(mut saver) = saver {
+    if let Some(mut saver) = saver.filter(|_| !state.borrowed) {
         saver.finish(&state).await;
     }
 }

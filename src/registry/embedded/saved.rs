@@ -1,23 +1,28 @@
 //! The saved state: a file that is either whole or recognized as not whole.
 //!
-//! Its first line is a comment with a checksum of the rest, which has the form of the `file` registry, plus a `ttl` for
-//! each instance. It is written beside its place, synced, and renamed into it.
+//! Below its seal (see [`durable`]) it has the form of the `file` registry, plus a `ttl` for each instance; and the values of
+//! the key-value store.
 
-use super::state::Kept;
-use crate::{config::human, registry::layout::plain::Entry};
+use super::{
+    TTL,
+    state::{Contents, Kept},
+    values,
+};
+use crate::{config::human, durable, registry::layout::plain::Entry};
 use serde_json::{Map, Value, json};
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
+    fs, io,
+    path::Path,
     time::{SystemTime, UNIX_EPOCH},
 };
 
+/// What the file says that it is.
+pub(super) const WHAT: &str = "pillion's embedded registry, saved";
+
 /// The state as it is in the file.
-pub(super) fn encode(state: &[Kept]) -> Result<Vec<u8>, serde_json::Error> {
+pub(super) fn encode(contents: &Contents) -> Result<Vec<u8>, serde_json::Error> {
     let mut services: Map<String, Value> = Map::new();
-    for Kept { name, instance, ttl } in state {
+    for Kept { name, instance, ttl } in &contents.instances {
         let mut entry = serde_json::to_value(Entry::from(instance))?;
         // Not the time of expiry: while pillion was away nobody could renew, so whoever comes back gets a full TTL.
         entry["ttl"] = human::format(*ttl).into();
@@ -26,79 +31,61 @@ pub(super) fn encode(state: &[Kept]) -> Result<Vec<u8>, serde_json::Error> {
             list.push(entry);
         }
     }
-    let body = serde_json::to_string_pretty(&json!({ "services": services }))? + "\n";
-    Ok([head(body.as_bytes()).as_bytes(), body.as_bytes()].concat())
+    let mut body = json!({ "services": services });
+    if contents.values != values::Kept::default() {
+        body["values"] = serde_json::to_value(&contents.values)?;
+    }
+    let body = serde_json::to_string_pretty(&body)? + "\n";
+    Ok(durable::seal(WHAT, body.as_bytes()))
 }
 
 /// The state in a file's bytes, or why there is none in it.
-pub(super) fn decode(bytes: &[u8]) -> Result<Vec<Kept>, String> {
-    let end = memchr::memchr(b'\n', bytes).ok_or("it has no first line")?;
-    let (first, body) = bytes.split_at(end + 1);
-    if first != head(body).as_bytes() {
-        return Err("its checksum does not fit: it is cut short, damaged, or was edited".into());
-    }
-    let file: Value = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+pub(super) fn decode(bytes: &[u8]) -> Result<Contents, String> {
+    let mut file: Value = serde_json::from_slice(durable::unseal(WHAT, bytes)?).map_err(|error| error.to_string())?;
+    // Pillions of before knew none.
+    let values = file.get_mut("values").map(Value::take).unwrap_or_else(|| json!({}));
+    let values = serde_json::from_value(values).map_err(|error| error.to_string())?;
     let services = file.get("services").and_then(Value::as_object).ok_or("it has no `services`")?;
-    let mut state = Vec::new();
+    let mut instances = Vec::new();
     for (name, list) in services {
         for entry in list.as_array().ok_or("a service has no list")? {
             let mut entry = entry.clone();
             let ttl = entry.as_object_mut().and_then(|entry| entry.remove("ttl")).ok_or("an instance has no `ttl`")?;
             let ttl = human::parse(ttl.as_str().unwrap_or_default())?;
+            if !TTL.contains(&ttl) {
+                return Err(format!("a ttl of {} is out of range", human::format(ttl)));
+            }
             let entry: Entry = serde_json::from_value(entry).map_err(|error| error.to_string())?;
             let instance = entry.into_instance(None).map_err(|error| error.to_string())?;
-            state.push(Kept { name: name.clone(), instance, ttl });
+            instances.push(Kept { name: name.clone(), instance, ttl });
         }
     }
-    Ok(state)
-}
-
-/// The first line. FNV-1a finds every change of one byte and of the length; it is to find damage, not forgery.
-fn head(body: &[u8]) -> String {
-    let hash = body
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3));
-    format!("# pillion's embedded registry, saved. Do not edit. {} bytes, FNV-1a {hash:016x}\n", body.len())
+    Ok(Contents { instances, values })
 }
 
 /// Replaces the file at `path`. Whenever the machine stops, the file is the old or the new one.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let beside = beside(path, "tmp");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-    file.write_all(bytes)?;
-    // Before the rename, or the name could outlive a crash and the content not.
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(dir)?.sync_all()
+    durable::replace(path, &durable::beside(path, "tmp"), bytes)
 }
 
 /// The state in the file at `path`. A file that is not whole is put aside and reported: losing it is no harm that lasts,
 /// because those who were in it register again when they cannot renew.
-pub(super) fn load(path: &Path) -> io::Result<Vec<Kept>> {
+pub(super) fn load(path: &Path) -> io::Result<Contents> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Contents::default()),
         Err(error) => return Err(error),
     };
     decode(&bytes).or_else(|cause| {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let aside = beside(path, &format!("corrupt-{}", now.as_secs()));
+        let aside = durable::beside(path, &format!("corrupt-{}", now.as_secs()));
         fs::rename(path, &aside)?;
         tracing::error!(
             file = %path.display(), aside = %aside.display(), cause,
-            "the saved instances cannot be read; the file is put aside and the registry starts empty"
+            "what was saved cannot be read; the file is put aside and the registry starts empty"
         );
-        Ok(Vec::new())
+        Ok(Contents::default())
     })
-}
-
-/// `PATH.ENDING`.
-fn beside(path: &Path, ending: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".");
-    name.push(ending);
-    name.into()
 }
 
 #[cfg(test)]
@@ -107,7 +94,7 @@ mod tests {
     use crate::registry::{Instance, Protocol};
     use std::time::Duration;
 
-    fn state(weight: u32) -> Vec<Kept> {
+    fn state(weight: u32) -> Contents {
         let full = Instance {
             weight,
             zone: Some("az-1".into()),
@@ -122,7 +109,11 @@ mod tests {
             instance: instance.clone(),
             ttl: Duration::from_secs(24 * 3600),
         };
-        vec![kept("orders", &bare), kept("users", &full), kept("users", &bare)]
+        let value = values::Value { text: "ä\n".into(), version: u64::from(weight) };
+        Contents {
+            instances: vec![kept("orders", &bare), kept("users", &full), kept("users", &bare)],
+            values: values::Kept { newest: 9, all: [("pillion/routes/users".to_owned(), value)].into() },
+        }
     }
 
     fn aside(dir: &Path) -> usize {
@@ -132,12 +123,12 @@ mod tests {
 
     #[test]
     fn what_is_written_can_be_read() {
-        for state in [state(7), Vec::new()] {
+        for state in [state(7), Contents::default()] {
             assert_eq!(decode(&encode(&state).unwrap()).unwrap(), state);
         }
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
-        assert_eq!(load(&path).unwrap(), []);
+        assert_eq!(load(&path).unwrap(), Contents::default());
         write(&path, &encode(&state(7)).unwrap()).unwrap();
         write(&path, &encode(&state(8)).unwrap()).unwrap();
         assert_eq!(load(&path).unwrap(), state(8));
@@ -151,7 +142,7 @@ mod tests {
         write(&path, &encode(&state(7)).unwrap()).unwrap();
         let new = encode(&state(8)).unwrap();
         for cut in 0..=new.len() {
-            fs::write(beside(&path, "tmp"), &new[..cut]).unwrap();
+            fs::write(durable::beside(&path, "tmp"), &new[..cut]).unwrap();
             assert_eq!(load(&path).unwrap(), state(7), "cut at {cut}");
         }
         write(&path, &new).unwrap();
@@ -186,10 +177,24 @@ mod tests {
         }
         for bytes in [&whole[..0], &whole[..1], &whole[..whole.len() - 1]] {
             fs::write(&path, bytes).unwrap();
-            assert_eq!(load(&path).unwrap(), []);
+            assert_eq!(load(&path).unwrap(), Contents::default());
             assert!(!path.exists());
         }
         assert!(aside(dir.path()) >= 1);
+    }
+
+    #[test]
+    fn a_ttl_that_nobody_could_have_asked_for_is_damage() {
+        let with = |ttl: &str| {
+            let body =
+                format!(r#"{{"services": {{"users": [{{"address": "10.0.0.1:80", "id": "a", "ttl": "{ttl}"}}]}}}}"#);
+            decode(&durable::seal(WHAT, body.as_bytes()))
+        };
+        assert_eq!(with("24h").unwrap().instances.len(), 1, "and no values, as before there were any");
+        // The last is no moment that a clock could reach.
+        for ttl in ["0s", "99ms", "25h", "200000000000000d"] {
+            assert!(with(ttl).unwrap_err().contains("out of range"), "{ttl}");
+        }
     }
 
     #[test]

@@ -45,8 +45,8 @@ impl Saver {
     }
 
     pub(super) fn start(&mut self, state: &State) {
-        let (path, snapshot) = (self.path.clone(), state.snapshot());
-        let write = spawn_blocking(move || saved::write(&path, &saved::encode(&snapshot)?));
+        let (path, contents) = (self.path.clone(), state.contents());
+        let write = spawn_blocking(move || saved::write(&path, &saved::encode(&contents)?));
         self.running = Some((state.revision, write));
     }
 
@@ -58,16 +58,24 @@ impl Saver {
                 self.done.send_replace(revision);
                 self.next = Instant::now() + INTERVAL;
                 if std::mem::take(&mut self.failing) {
-                    tracing::info!(file = %self.path.display(), "the instances are saved again");
+                    tracing::info!(file = %self.path.display(), "what it holds is saved again");
                 }
             }
             Err(error) => {
                 self.next = Instant::now() + RETRY;
                 // Once per spell, not once per second.
                 if !std::mem::replace(&mut self.failing, true) {
-                    tracing::error!(file = %self.path.display(), %error, "the instances cannot be saved; trying on");
+                    tracing::error!(file = %self.path.display(), %error, "what it holds cannot be saved; trying on");
                 }
             }
+        }
+    }
+
+    /// Waits for the end of a write that runs.
+    pub(super) async fn settle(&mut self) {
+        if let Some((_, write)) = &mut self.running {
+            // What it wrote or did not write is with the heir anyway.
+            let _ = write.await;
         }
     }
 

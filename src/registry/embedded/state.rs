@@ -1,12 +1,16 @@
 //! What the registry holds. Owned by one task; time is given from outside.
 
+use super::values::{self, Change, Condition, Values};
 use crate::registry::Instance;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Duration,
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{oneshot, watch},
+    time::Instant,
+};
 
 /// Instances over all services; more are refused.
 pub(super) const MAX_INSTANCES: usize = 10_000;
@@ -16,13 +20,18 @@ pub(super) struct State {
     services: BTreeMap<Arc<str>, Service>,
     /// One timer watches the first of these.
     expiries: BTreeSet<(Instant, Arc<str>, Arc<str>)>,
-    instances: usize,
+    count: usize,
     /// Services that changed since the last [`State::publish`].
     changed: BTreeSet<Arc<str>>,
+    pub(super) values: Values,
     /// Counts what a saved state would have to have. A renewal is not among it: whoever is restored gets a full TTL.
     pub(super) revision: u64,
     /// When there are this many services, those without instances and followers are removed.
     sweep_at: usize,
+    /// Another process has the registry still: nothing expires here and nothing is saved.
+    pub(super) borrowed: bool,
+    /// Who gets the registry. It ends here then.
+    pub(super) heir: Option<oneshot::Sender<Contents>>,
 }
 
 #[derive(Debug)]
@@ -50,13 +59,24 @@ pub(super) struct Kept {
     pub(super) ttl: Duration,
 }
 
+/// Everything that has to outlive the process.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Contents {
+    pub(super) instances: Vec<Kept>,
+    pub(super) values: values::Kept,
+}
+
 impl State {
+    pub(super) fn borrowed() -> Self {
+        Self { borrowed: true, ..Self::default() }
+    }
+
     /// Puts an instance in, in place of one with the same id.
     pub(super) fn register(&mut self, kept: Kept, now: Instant) -> Result<(), Full> {
         let Kept { name, instance, ttl } = kept;
         let id = instance.id.as_str();
         let known = self.services.get_key_value(&*name).is_some_and(|(_, service)| service.leases.contains_key(id));
-        if !known && self.instances >= MAX_INSTANCES {
+        if !known && self.count >= MAX_INSTANCES {
             return Err(Full);
         }
         let (name, id): (Arc<str>, Arc<str>) = (name.into(), id.into());
@@ -68,7 +88,7 @@ impl State {
                 old.instance == instance && old.ttl == ttl
             }
             None => {
-                self.instances += 1;
+                self.count += 1;
                 false
             }
         };
@@ -99,7 +119,7 @@ impl State {
         let Some((id, lease)) = self.services.get_mut(&name).and_then(|service| service.leases.remove_entry(id)) else {
             return false;
         };
-        self.instances -= 1;
+        self.count -= 1;
         self.expiries.remove(&(lease.expires, name.clone(), id));
         self.touch(name);
         true
@@ -148,8 +168,23 @@ impl State {
         }
     }
 
-    /// Everything that has to outlive the process.
-    pub(super) fn snapshot(&self) -> Vec<Kept> {
+    pub(super) fn put_value(&mut self, key: &str, condition: Condition, text: String) -> Change {
+        let change = self.values.put(key, condition, text);
+        self.revision += u64::from(matches!(change, Change::Done(_)));
+        change
+    }
+
+    pub(super) fn delete_value(&mut self, key: &str, condition: Condition) -> Change {
+        let change = self.values.delete(key, condition);
+        self.revision += u64::from(matches!(change, Change::Done(_)));
+        change
+    }
+
+    pub(super) fn contents(&self) -> Contents {
+        Contents { instances: self.instances(), values: self.values.kept() }
+    }
+
+    pub(super) fn instances(&self) -> Vec<Kept> {
         let of_service = |(name, service): (&Arc<str>, &Service)| {
             let name = name.to_string();
             let kept = |lease: &Lease| Kept { name: name.clone(), instance: lease.instance.clone(), ttl: lease.ttl };
@@ -195,7 +230,7 @@ mod tests {
         state.register(kept("users", "7", 60), now).unwrap();
         assert!(state.deregister("users", "8"));
         state.register(kept("orders", "more", 30), now).unwrap();
-        assert_eq!((state.snapshot().len(), state.expiries.len()), (MAX_INSTANCES, MAX_INSTANCES));
+        assert_eq!((state.instances().len(), state.expiries.len()), (MAX_INSTANCES, MAX_INSTANCES));
     }
 
     #[test]

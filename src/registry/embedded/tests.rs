@@ -119,7 +119,7 @@ async fn web_pages_cannot_register_anything() {
 #[tokio::test(start_paused = true)]
 async fn what_is_not_renewed_in_time_expires_by_itself() {
     let registry = open(None);
-    let mut set = registry.watch("users").await.unwrap();
+    let mut set = registry.watch_instances("users").await.unwrap();
     let start = Instant::now();
     registry.register(users("10.0.0.1:80", 10)).await.unwrap();
     registry.register(users("10.0.0.2:80", 20)).await.unwrap();

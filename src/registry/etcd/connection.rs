@@ -1,55 +1,30 @@
-//! One HTTP/2 connection to one member, and the calls that are made on it.
+//! One connection to one member, and the calls that are made on it.
 
-use super::{
-    link::Member,
-    proto::{
-        self, AuthenticateRequest, AuthenticateResponse, RangeRequest, RangeResponse, WatchRequest, WatchResponse,
-    },
+use super::proto::{
+    self, AuthenticateRequest, AuthenticateResponse, LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveResponse,
+    LeaseRequest, LeaseRevokeResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse, WatchRequest,
+    WatchResponse,
 };
 use crate::{
     config::{Secret, Tls},
-    error::root_cause,
     net::tls,
-    registry::RegistryError,
+    registry::{
+        RegistryError, SetupError,
+        grpc::{CALL_TIMEOUT, Channel},
+        link,
+        server::Server,
+        watch::Failure,
+    },
 };
 use arc_swap::ArcSwap;
-use futures_util::{Stream, future::BoxFuture};
-use http::{Request, Response, uri::PathAndQuery};
-use hyper::{
-    body::Incoming,
-    client::conn::http2::{self, SendRequest},
-    rt::{Read, Write},
-};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use std::{
-    error::Error as _,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
-    },
-    task::{Context, Poll},
-    time::Duration,
-};
-use tokio::{net::TcpStream, sync::OnceCell, task::JoinHandle, time::timeout};
-use tokio_rustls::TlsConnector;
+use futures_util::{Stream, StreamExt as _, stream};
+use prost::Message;
+use std::sync::Arc;
+use tokio::{sync::OnceCell, time::timeout};
 use tonic::{
     Code, Status, Streaming,
-    body::Body,
-    client::Grpc,
     metadata::{Ascii, MetadataValue},
 };
-use tonic_prost::ProstCodec;
-
-/// To open a connection, TLS included.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// For one answer. etcd itself gives up on a request without quorum after 5 s and more, with a better reason than ours.
-const CALL_TIMEOUT: Duration = Duration::from_secs(8);
-/// A peer that vanished without a word is noticed within the sum of these two. etcd closes a connection that is pinged
-/// more often than every 5 s, and one that is pinged without a call in progress; so do we neither.
-const PING_INTERVAL: Duration = Duration::from_secs(8);
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
-/// etcd's own limit on a request is 1.5 MiB, but an answer holds many values.
-const LARGEST_ANSWER: usize = 64 << 20;
 
 /// User and password.
 #[derive(Debug, Clone)]
@@ -57,9 +32,6 @@ pub struct Credentials {
     pub user: String,
     pub password: Secret,
 }
-
-/// What there is to a new connection: its sending half, the task that drives it, and why that ended.
-type Opened = (SendRequest<Body>, JoinHandle<()>, Arc<OnceLock<String>>);
 
 type Token = MetadataValue<Ascii>;
 /// `None` inside: the cluster has authentication off.
@@ -72,89 +44,117 @@ pub enum CallError {
     Member(RegistryError),
     /// This call was refused; another member would say the same.
     Call(RegistryError),
+    /// There is no such lease.
+    Lease,
     /// The revision is gone (compacted), or not there yet (the cluster was restored): list again.
     Revision(String),
 }
 
+impl From<CallError> for Failure {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Member(error) | CallError::Call(error) => Self::Error(error),
+            CallError::Revision(reason) => Self::Stale(reason),
+            CallError::Lease => Self::Stale("there is no such lease".into()),
+        }
+    }
+}
+
+/// How members are connected to.
+pub struct Connect {
+    tls: Tls,
+    credentials: Option<Credentials>,
+}
+
+impl Connect {
+    pub fn new(servers: &[Server], tls: &Tls, credentials: Option<Credentials>) -> Result<Self, SetupError> {
+        // Said now, by name of the file, rather than as a failure to connect.
+        for server in servers.iter().filter(|server| server.secure) {
+            tls::client_config(tls, &[])?;
+            tls::server_name(tls, &server.host)?;
+        }
+        Ok(Self { tls: tls.clone(), credentials })
+    }
+}
+
+impl link::Connect for Connect {
+    type Connection = Connection;
+
+    async fn connect(&self, server: &Server) -> Result<Connection, RegistryError> {
+        let channel = Channel::open(server, &self.tls).await?;
+        Ok(Connection { channel, credentials: self.credentials.clone(), token: ArcSwap::default() })
+    }
+}
+
 /// One connection. Dropping it closes it.
 pub struct Connection {
-    server: String,
-    grpc: Grpc<Sender>,
-    sender: SendRequest<Body>,
-    driver: JoinHandle<()>,
-    /// Why the connection ended. The calls on it are only told that it did.
-    end: Arc<OnceLock<String>>,
-    worked: AtomicBool,
-    /// Whether the server may have hung up because it wants a client certificate. With TLS 1.3 that comes after the
-    /// handshake, and often as nothing but a broken pipe.
-    anonymous: bool,
+    channel: Channel,
     credentials: Option<Credentials>,
     token: ArcSwap<TokenCell>,
 }
 
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.driver.abort();
+impl link::Connection for Connection {
+    fn is_closed(&self) -> bool {
+        self.channel.is_closed()
+    }
+
+    fn has_worked(&self) -> bool {
+        self.channel.has_worked()
     }
 }
 
 impl Connection {
-    /// Connects to `member`. Does not yet prove that it is an etcd.
-    pub async fn open(
-        member: &Member,
-        settings: &Tls,
-        credentials: Option<Credentials>,
-    ) -> Result<Self, RegistryError> {
-        let unreachable = |cause: String| RegistryError::Unreachable { server: member.text.clone(), cause };
-        let opened = timeout(CONNECT_TIMEOUT, async {
-            let tcp = TcpStream::connect((member.host.as_str(), member.port)).await.map_err(|e| e.to_string())?;
-            tcp.set_nodelay(true).map_err(|e| e.to_string())?;
-            if !member.secure {
-                return handshake(TokioIo::new(tcp)).await;
-            }
-            let config = tls::client_config(settings, &["h2"]).map_err(|e| e.to_string())?;
-            let name = tls::server_name(settings, &member.host).map_err(|e| e.to_string())?;
-            let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.map_err(|e| e.to_string())?;
-            handshake(TokioIo::new(tls)).await
-        });
-        let (sender, driver, end) = match opened.await {
-            Ok(opened) => opened.map_err(unreachable)?,
-            Err(_) => return Err(unreachable(format!("no connection within {CONNECT_TIMEOUT:?}"))),
-        };
-        let grpc =
-            Grpc::with_origin(Sender(sender.clone()), member.origin.clone()).max_decoding_message_size(LARGEST_ANSWER);
-        Ok(Self {
-            server: member.text.clone(),
-            grpc,
-            sender,
-            driver,
-            end,
-            worked: AtomicBool::new(false),
-            anonymous: member.secure && settings.cert.is_none(),
-            credentials,
-            token: ArcSwap::default(),
-        })
-    }
-
-    pub fn is_closed(&self) -> bool {
-        self.sender.is_closed()
-    }
-
-    /// Whether a call has succeeded on it.
-    pub fn has_worked(&self) -> bool {
-        self.worked.load(Ordering::Relaxed)
-    }
-
     pub fn server(&self) -> &str {
-        &self.server
+        self.channel.server()
     }
 
     /// One page of a range.
     pub async fn range(&self, request: RangeRequest) -> Result<RangeResponse, CallError> {
+        self.unary(proto::RANGE, request).await
+    }
+
+    /// If what was compared was as expected, and so the rest was done: the revision at which it was.
+    pub async fn transaction(&self, request: TxnRequest) -> Result<Option<i64>, CallError> {
+        let answer: TxnResponse = self.unary(proto::TXN, request).await?;
+        Ok(answer.succeeded.then(|| answer.header.map_or(0, |header| header.revision)))
+    }
+
+    /// A new lease of so many seconds, or of as few as the server allows.
+    pub async fn grant(&self, ttl: i64) -> Result<i64, CallError> {
+        let answer: LeaseGrantResponse = self.unary(proto::LEASE_GRANT, LeaseGrantRequest { ttl }).await?;
+        Ok(answer.id)
+    }
+
+    /// Ends a lease, and with it the keys that hang on it.
+    pub async fn revoke(&self, lease: i64) -> Result<(), CallError> {
+        let _: LeaseRevokeResponse = self.unary(proto::LEASE_REVOKE, LeaseRequest { id: lease }).await?;
+        Ok(())
+    }
+
+    /// Starts a lease's time anew. False: it has run out.
+    pub async fn keep_alive(&self, lease: i64) -> Result<bool, CallError> {
+        let (_, token) = self.token().await?;
+        // It stays open, as some servers send nothing before it ends and others nothing after.
+        let one = stream::iter([LeaseRequest { id: lease }]).chain(stream::pending());
+        let answers = self.channel.streaming(proto::LEASE_KEEP_ALIVE, with_metadata(one, token)).await;
+        let mut answers: Streaming<LeaseKeepAliveResponse> = answers.map_err(|status| self.call_error(&status))?;
+        let answer = timeout(CALL_TIMEOUT, answers.message()).await;
+        let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("a lease was not renewed in time")));
+        match answer.map_err(|status| self.call_error(&status))? {
+            Some(answer) => Ok(answer.ttl > 0),
+            None => Err(self.canceled("the stream ended", 0)),
+        }
+    }
+
+    async fn unary<Q, A>(&self, path: &'static str, request: Q) -> Result<A, CallError>
+    where
+        Q: Message + Clone + 'static,
+        A: Message + Default + 'static,
+    {
         let mut first = true;
         loop {
             let (cell, token) = self.token().await?;
-            let answer = self.unary(proto::RANGE, with_metadata(request.clone(), token)).await;
+            let answer = self.channel.unary(path, with_metadata(request.clone(), token)).await;
             match answer {
                 Err(status) if first && token_is_stale(&status) => {
                     self.forget(&cell);
@@ -171,33 +171,19 @@ impl Connection {
         requests: impl Stream<Item = WatchRequest> + Send + 'static,
     ) -> Result<Streaming<WatchResponse>, CallError> {
         let (_, token) = self.token().await?;
-        let mut grpc = self.grpc.clone();
-        let call = async {
-            grpc.ready().await.map_err(|e| Status::from_error(Box::new(e)))?;
-            let codec = ProstCodec::<WatchRequest, WatchResponse>::default();
-            grpc.streaming(with_metadata(requests, token), PathAndQuery::from_static(proto::WATCH), codec).await
-        };
-        match timeout(CALL_TIMEOUT, call).await {
-            Ok(Ok(answer)) => Ok(answer.into_inner()),
-            Ok(Err(status)) => Err(self.call_error(&status)),
-            Err(_) => Err(self.call_error(&too_late())),
-        }
+        let answers = self.channel.streaming(proto::WATCH, with_metadata(requests, token)).await;
+        answers.map_err(|status| self.call_error(&status))
     }
 
     /// The error that `status` is for a caller.
     pub fn call_error(&self, status: &Status) -> CallError {
-        let server = self.server.clone();
-        let cause = status.message().to_owned();
-        // A status with a source was made on this side: the transport broke.
-        if status.source().is_some() {
-            let mut cause = self.end.get().cloned().unwrap_or_else(|| root_cause(status));
-            if self.anonymous && !self.has_worked() {
-                cause.push_str(" (does it want a client certificate? none is set)");
-            }
-            return CallError::Member(RegistryError::Unreachable { server, cause });
+        if let Some(broken) = self.channel.broken(status) {
+            return CallError::Member(broken);
         }
+        let (server, cause) = (self.server().to_owned(), status.message().to_owned());
         match status.code() {
             Code::OutOfRange => CallError::Revision(cause),
+            Code::NotFound => CallError::Lease,
             Code::Unavailable => CallError::Member(RegistryError::Busy { server, cause }),
             Code::DeadlineExceeded | Code::Cancelled => CallError::Member(RegistryError::Unreachable { server, cause }),
             Code::ResourceExhausted => CallError::Call(RegistryError::Busy { server, cause }),
@@ -210,7 +196,7 @@ impl Connection {
 
     /// The error that a watch's cancellation is for the follower.
     pub fn canceled(&self, reason: &str, compact_revision: i64) -> CallError {
-        let server = self.server.clone();
+        let server = self.server().to_owned();
         if compact_revision != 0 || reason.contains("compacted") || reason.contains("future revision") {
             CallError::Revision(if reason.is_empty() {
                 format!("compacted at {compact_revision}")
@@ -228,21 +214,6 @@ impl Connection {
         }
     }
 
-    async fn unary<Q, A>(&self, path: &'static str, request: tonic::Request<Q>) -> Result<A, Status>
-    where
-        Q: prost::Message + 'static,
-        A: prost::Message + Default + 'static,
-    {
-        let mut grpc = self.grpc.clone();
-        let call = async {
-            grpc.ready().await.map_err(|e| Status::from_error(Box::new(e)))?;
-            grpc.unary(request, PathAndQuery::from_static(path), ProstCodec::<Q, A>::default()).await
-        };
-        let answer = timeout(CALL_TIMEOUT, call).await.map_err(|_| too_late())??;
-        self.worked.store(true, Ordering::Relaxed);
-        Ok(answer.into_inner())
-    }
-
     /// The token, fetched by whoever needs it first, and the cell that it is in.
     async fn token(&self) -> Result<(Arc<TokenCell>, Option<Token>), CallError> {
         let cell = self.token.load_full();
@@ -258,10 +229,11 @@ impl Connection {
     async fn authenticate(&self, credentials: &Credentials) -> Result<Option<Token>, CallError> {
         let request =
             AuthenticateRequest { name: credentials.user.clone(), password: credentials.password.expose().to_owned() };
-        match self.unary::<_, AuthenticateResponse>(proto::AUTHENTICATE, with_metadata(request, None)).await {
+        let request = with_metadata(request, None);
+        match self.channel.unary::<_, AuthenticateResponse>(proto::AUTHENTICATE, request).await {
             Ok(answer) => Ok(Some(answer.token.parse().map_err(|_| {
                 CallError::Call(RegistryError::Protocol {
-                    server: self.server.clone(),
+                    server: self.server().into(),
                     cause: "its token cannot be sent in a header".into(),
                 })
             })?)),
@@ -270,10 +242,6 @@ impl Connection {
             Err(status) => Err(self.call_error(&status)),
         }
     }
-}
-
-fn too_late() -> Status {
-    Status::deadline_exceeded(format!("no answer within {CALL_TIMEOUT:?}"))
 }
 
 /// What etcd says when a token ran out, was issued before rights changed, or was never asked for because
@@ -292,46 +260,4 @@ fn with_metadata<T>(message: T, token: Option<Token>) -> tonic::Request<T> {
         request.metadata_mut().insert("token", token);
     }
     request
-}
-
-async fn handshake<I>(io: I) -> Result<Opened, String>
-where
-    I: Read + Write + Unpin + Send + 'static,
-{
-    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .keep_alive_while_idle(false)
-        .handshake(io)
-        .await
-        .map_err(|e| root_cause(&e))?;
-    let end = Arc::new(OnceLock::new());
-    let driver = tokio::spawn({
-        let end = end.clone();
-        async move {
-            if let Err(error) = connection.await {
-                let _ = end.set(root_cause(&error));
-            }
-        }
-    });
-    Ok((sender, driver, end))
-}
-
-/// A connection's sending half as tonic wants to see it.
-#[derive(Clone)]
-struct Sender(SendRequest<Body>);
-
-impl tower::Service<Request<Body>> for Sender {
-    type Response = Response<Incoming>;
-    type Error = hyper::Error;
-    type Future = BoxFuture<'static, hyper::Result<Response<Incoming>>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
-        self.0.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        Box::pin(self.0.send_request(request))
-    }
 }

@@ -4,20 +4,30 @@
 //! editor's rename, a ConfigMap whose link is turned to another directory, and a file on a network.
 
 mod content;
+mod entry;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod probe;
+mod rewrite;
+mod store;
 #[cfg(test)]
 mod tests;
 
-use super::{Registry, RegistryError, Sink};
+use super::{Entry, Registration, Registry, RegistryError, Sink, shared::Shared, store::Store};
 use crate::config;
 use content::Services;
+use entry::OwnEntry;
 use futures_util::future::BoxFuture;
 use probe::{Probe, Seen};
-use std::{path::PathBuf, sync::Arc, time::Duration};
-use tokio::{
-    sync::{Semaphore, watch},
-    time::{Instant, sleep},
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
+use tokio::time::{Instant, sleep};
 
 /// How often the file is looked at.
 const POLL: Duration = Duration::from_millis(250);
@@ -30,20 +40,9 @@ const BEAT: Duration = Duration::from_secs(5);
 pub struct FileRegistry {
     name: String,
     path: PathBuf,
-    view: watch::Sender<View>,
-    /// Whoever holds it looks at the file for all followers. So no task has to be started and stopped: the next follower
-    /// takes over when the one that looks is dropped.
-    eyes: Semaphore,
-}
-
-/// What the file says.
-#[derive(Debug, Default)]
-struct View {
-    /// The last good content.
-    services: Option<Arc<Services>>,
-    failure: Option<RegistryError>,
-    /// The failure that was logged; looking at the same bad content again is no news.
-    logged: Option<u64>,
+    shared: Shared<Services>,
+    /// The failure that was logged, 0 for none; looking at the same bad content again is no news.
+    logged: AtomicU64,
 }
 
 impl FileRegistry {
@@ -51,8 +50,8 @@ impl FileRegistry {
         Arc::new(Self {
             name: name.into(),
             path: config.path.clone(),
-            view: watch::Sender::default(),
-            eyes: Semaphore::new(1),
+            shared: Shared::default(),
+            logged: AtomicU64::new(0),
         })
     }
 
@@ -66,34 +65,32 @@ impl FileRegistry {
             let wait = if matches!(probe, Probe::Unsettled) { probe::SETTLE } else { POLL };
             if !matches!(probe, Probe::Same | Probe::Unsettled) || told.elapsed() >= BEAT {
                 told = Instant::now();
-                self.view.send_modify(|view| self.take(view, probe));
+                self.tell(probe);
             }
             sleep(wait).await;
         }
     }
 
-    fn take(&self, view: &mut View, probe: Probe) {
+    fn tell(&self, probe: Probe) {
         let (identity, failure) = match probe {
-            Probe::Same | Probe::Unsettled => return,
+            Probe::Same | Probe::Unsettled => return self.shared.beat(),
             Probe::Good(services) => {
-                if view.logged.take().is_some() {
+                if self.logged.swap(0, Ordering::Relaxed) != 0 {
                     tracing::info!(registry = self.name, file = %self.path.display(), "the file is good again");
                 }
-                view.services = Some(Arc::new(services));
-                view.failure = None;
-                return;
+                return self.shared.set(Arc::new(services));
             }
             Probe::Bad { identity, cause } => (identity, RegistryError::Protocol { server: self.server(), cause }),
             Probe::Unreadable { identity, cause } => {
                 (identity, RegistryError::Unreachable { server: self.server(), cause })
             }
         };
-        if view.logged.replace(identity) != Some(identity) {
+        if self.logged.swap(identity, Ordering::Relaxed) != identity {
             let stays =
-                if view.services.is_some() { "the last good instances stay in use" } else { "there are none yet" };
+                if self.shared.has_content() { "the last good instances stay in use" } else { "there are none yet" };
             tracing::error!(registry = self.name, "{failure}\n{stays}");
         }
-        view.failure = Some(failure);
+        self.shared.failed(failure);
     }
 
     /// Looks at the file away from this thread, because a file may be on a network that hangs.
@@ -108,23 +105,6 @@ impl FileRegistry {
     }
 }
 
-impl View {
-    /// `given` is the content that `sink` has got last.
-    fn tell(&self, service: &str, sink: &Sink, given: &mut Option<Arc<Services>>) {
-        if let Some(services) = &self.services
-            && !given.as_ref().is_some_and(|given| Arc::ptr_eq(given, services))
-        {
-            sink.set(services.get(service).cloned().unwrap_or_default());
-            *given = Some(services.clone());
-        }
-        match &self.failure {
-            Some(failure) => sink.failed(failure.clone()),
-            None if given.is_some() => sink.alive(),
-            None => {}
-        }
-    }
-}
-
 impl Registry for FileRegistry {
     fn name(&self) -> &str {
         &self.name
@@ -136,25 +116,8 @@ impl Registry for FileRegistry {
 
     fn follow(self: Arc<Self>, service: String, sink: Sink) -> BoxFuture<'static, ()> {
         Box::pin(async move {
-            if self.view.receiver_count() == 0 {
-                // Nobody has looked for a while, so what was seen may be long untrue.
-                self.view.send_modify(|view| *view = View { logged: view.logged, ..View::default() });
-            }
-            let mut view = self.view.subscribe();
-            let tell = async {
-                let mut given = None;
-                loop {
-                    view.borrow_and_update().tell(&service, &sink, &mut given);
-                    // It cannot end while `self` is there.
-                    let _ = view.changed().await;
-                }
-            };
-            let look = async {
-                // The semaphore is never closed.
-                let _eyes = self.eyes.acquire().await;
-                self.look().await;
-            };
-            tokio::join!(tell, look);
+            let find = |services: &Services| services.get(&service).cloned().unwrap_or_default().into();
+            self.shared.follow(&self.name, &service, sink, find, self.look()).await;
         })
     }
 
@@ -176,6 +139,14 @@ impl Registry for FileRegistry {
                 }
             }
         })
+    }
+
+    fn entry(self: Arc<Self>, registration: Arc<Registration>) -> Result<Box<dyn Entry>, RegistryError> {
+        Ok(Box::new(OwnEntry::new(self, registration)))
+    }
+
+    fn store(self: Arc<Self>) -> Result<Arc<dyn Store>, RegistryError> {
+        Ok(self)
     }
 
     fn silence_limit(&self) -> Duration {

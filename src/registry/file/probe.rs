@@ -52,7 +52,7 @@ pub(super) struct Seen {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Stamp {
+pub(super) struct Stamp {
     device: u64,
     inode: u64,
     size: u64,
@@ -61,7 +61,7 @@ struct Stamp {
 }
 
 impl Stamp {
-    fn of(metadata: &Metadata) -> Self {
+    pub(super) fn of(metadata: &Metadata) -> Self {
         Self {
             device: metadata.dev(),
             inode: metadata.ino(),
@@ -72,7 +72,7 @@ impl Stamp {
     }
 
     /// Zero for a file of the future (a clock that was set back): it is as young as can be.
-    fn age(&self) -> Duration {
+    pub(super) fn age(&self) -> Duration {
         let of = |(seconds, nanos): (i64, i64)| {
             UNIX_EPOCH + Duration::new(u64::try_from(seconds).unwrap_or(0), u32::try_from(nanos).unwrap_or(0))
         };

@@ -1,27 +1,32 @@
 //! go-micro (v1.18 to v6): one key per node, whose value is the whole service with that node in it.
 
-use super::{DecodeError, Metadata, id_segment};
-use crate::registry::{Address, Instance};
-use serde::Deserialize;
+use super::{DecodeError, EncodeError, Metadata, id_segment};
+use crate::registry::{Address, Instance, Protocol};
+use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct Service {
+    #[serde(default)]
+    name: String,
     #[serde(default)]
     version: String,
     #[serde(default)]
     metadata: Metadata,
+    /// What can be called there, which says nothing to us.
+    #[serde(default, skip_deserializing)]
+    endpoints: Option<()>,
     #[serde(default)]
     nodes: Option<Vec<Node>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct Node {
+    #[serde(default)]
+    metadata: Metadata,
     #[serde(default)]
     id: String,
     address: String,
-    #[serde(default)]
-    metadata: Metadata,
 }
 
 /// A service's or a node's name in a key: go-micro writes `-` for each `/`.
@@ -51,10 +56,39 @@ pub fn decode(suffix: &str, value: &[u8]) -> Result<Vec<Instance>, DecodeError> 
         .collect()
 }
 
+/// The value for `instance`: the service with this one node. What it speaks is in the node's metadata, in the words of
+/// go-micro's own servers.
+pub fn encode(service: &str, instance: &Instance) -> Result<Vec<u8>, EncodeError> {
+    let mut metadata = Metadata::of(instance);
+    let version = metadata.take_version();
+    if let Some(protocol) = instance.protocol {
+        let word = if protocol == Protocol::Http2 { "grpc" } else { "http" };
+        metadata.0.entry("protocol".into()).or_insert_with(|| word.into());
+    }
+    let node = Node { metadata, id: instance.id.clone(), address: instance.address.to_string() };
+    Ok(serde_json::to_vec(&Service {
+        name: service.into(),
+        version,
+        metadata: Metadata::default(),
+        endpoints: None,
+        nodes: Some(vec![node]),
+    })?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::registry::Protocol;
+
+    #[test]
+    fn what_is_written_is_what_go_micro_writes() {
+        let mut instance = Instance::new("users-5c7a", "10.0.0.1:39213".parse().unwrap());
+        instance.protocol = Some(Protocol::Http2);
+        instance.labels = [("version".into(), "latest".into()), ("team".into(), "b".into())].into();
+        assert_eq!(
+            String::from_utf8(encode("go.users", &instance).unwrap()).unwrap(),
+            r#"{"name":"go.users","version":"latest","metadata":{},"endpoints":null,"nodes":[{"metadata":{"protocol":"grpc","team":"b"},"id":"users-5c7a","address":"10.0.0.1:39213"}]}"#
+        );
+    }
 
     #[test]
     fn a_node_inherits_from_its_service() {

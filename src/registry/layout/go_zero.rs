@@ -1,6 +1,6 @@
 //! go-zero: one key per lease, whose value is the bare address.
 
-use super::{DecodeError, id_segment};
+use super::{DecodeError, Record, id_segment};
 use crate::registry::{Address, Instance};
 
 /// The instance in one key's value: `10.0.0.1:8080`. Its id is its address, because the key is the lease's number: a
@@ -11,6 +11,13 @@ pub fn decode(suffix: &str, value: &[u8]) -> Result<Vec<Instance>, DecodeError> 
     }
     let address: Address = std::str::from_utf8(value)?.trim().parse()?;
     Ok(vec![Instance::new(address.to_string(), address)])
+}
+
+/// What is written for `instance`: its address. An id that is a number is the key's last part, as go-zero takes one from its
+/// configuration; else that is the number of the lease.
+pub fn encode(instance: &Instance) -> Record {
+    let suffix = instance.id.parse::<i64>().ok().filter(|id| *id > 0).map(|id| id.to_string());
+    Record { suffix, value: instance.address.to_string().into_bytes() }
 }
 
 #[cfg(test)]

@@ -1,11 +1,13 @@
 //! etcd's own naming format (`naming/endpoints`), which grpc-go resolves as `etcd:///TARGET`.
 
-use super::{DecodeError, Metadata};
+use super::{DecodeError, EncodeError, Metadata};
 use crate::registry::{Address, Instance, Protocol};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct Update {
+    #[serde(rename = "Op", skip_deserializing)]
+    operation: u8,
     // Go writes capitals and reads any; other writers count on the latter.
     #[serde(rename = "Addr", alias = "addr")]
     address: String,
@@ -25,6 +27,12 @@ pub fn decode(suffix: &str, value: &[u8]) -> Result<Vec<Instance>, DecodeError> 
     update.metadata.apply(&mut instance);
     instance.protocol = Some(Protocol::Http2);
     Ok(vec![instance])
+}
+
+/// The value for `instance`. Its id is the rest of the key.
+pub fn encode(instance: &Instance) -> Result<Vec<u8>, EncodeError> {
+    let metadata = Metadata::of(instance);
+    Ok(serde_json::to_vec(&Update { operation: 0, address: instance.address.to_string(), metadata })?)
 }
 
 #[cfg(test)]

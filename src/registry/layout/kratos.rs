@@ -1,10 +1,10 @@
 //! go-kratos (v2, v3): one key per process, whose value lists an endpoint per protocol that it serves.
 
-use super::{DecodeError, Metadata};
+use super::{DecodeError, EncodeError, Metadata};
 use crate::registry::{Address, AddressError, Instance, Protocol};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct ServiceInstance {
     #[serde(default)]
     id: String,
@@ -38,6 +38,24 @@ pub fn decode(service: &str, suffix: &str, value: &[u8]) -> Result<Vec<Instance>
         instances.push(endpoint_instance(id, endpoint, &found.version, found.metadata.clone()));
     }
     Ok(instances)
+}
+
+/// The value for `instance`: one process with one endpoint, whose scheme is gRPC's for what speaks HTTP/2.
+pub fn encode(service: &str, instance: &Instance) -> Result<Vec<u8>, EncodeError> {
+    let scheme = match (instance.protocol, instance.tls) {
+        (Some(Protocol::Http2), Some(true)) => "grpcs",
+        (Some(Protocol::Http2), _) => "grpc",
+        (_, Some(true)) => "https",
+        _ => "http",
+    };
+    let mut metadata = Metadata::of(instance);
+    Ok(serde_json::to_vec(&ServiceInstance {
+        id: instance.id.clone(),
+        name: service.into(),
+        version: metadata.take_version(),
+        metadata,
+        endpoints: Some(vec![format!("{scheme}://{}", instance.address)]),
+    })?)
 }
 
 /// One endpoint of an instance as Kratos writes it: `grpc://10.0.0.1:9000?isSecure=true`, or newer `grpcs://…`.
@@ -88,6 +106,28 @@ pub fn endpoint_instance(id: &str, endpoint: Endpoint, version: &str, metadata: 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_written_is_what_kratos_writes() {
+        let mut instance = Instance::new("7d9e-4c", "10.0.0.1:9000".parse().unwrap());
+        instance.weight = 10;
+        instance.protocol = Some(Protocol::Http2);
+        instance.labels = [("version".into(), "v1.2.0".into()), ("team".into(), "a".into())].into();
+        let written = String::from_utf8(encode("users", &instance).unwrap()).unwrap();
+        assert_eq!(
+            written,
+            r#"{"id":"7d9e-4c","name":"users","version":"v1.2.0","metadata":{"team":"a","weight":"10"},"endpoints":["grpc://10.0.0.1:9000"]}"#
+        );
+        for (protocol, tls, scheme) in [
+            (None, None, "http"),
+            (Some(Protocol::Http1), Some(true), "https"),
+            (Some(Protocol::Http2), Some(true), "grpcs"),
+        ] {
+            (instance.protocol, instance.tls) = (protocol, tls);
+            let written = String::from_utf8(encode("users", &instance).unwrap()).unwrap();
+            assert!(written.contains(&format!(r#"["{scheme}://10.0.0.1:9000"]"#)), "{written}");
+        }
+    }
 
     /// What `kratos/contrib/registry/etcd` puts for an application with both servers.
     const BOTH: &str = r#"{"id":"7d9e-4c","name":"users","version":"v1.2.0","metadata":{"weight":"10","zone":"az-1"},"endpoints":["http://10.0.0.1:8000","grpc://10.0.0.1:9000"]}"#;

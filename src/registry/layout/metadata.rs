@@ -1,13 +1,13 @@
 //! The `metadata` map that most frameworks carry, and the words in it that mean the same everywhere.
 
 use crate::registry::{Instance, Protocol};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// Metadata as text. `null`, which Go writes for a map that was never made, is empty; numbers and the like are taken as
 /// they are written, because one odd value is no reason to lose an instance.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Metadata(pub BTreeMap<String, String>);
 
 impl<'de> Deserialize<'de> for Metadata {
@@ -29,6 +29,23 @@ impl From<Value> for Metadata {
 }
 
 impl Metadata {
+    /// What is written of `instance`, such that [`Self::apply`] understands it: its labels, and what has no other place.
+    pub fn of(instance: &Instance) -> Self {
+        let mut labels = instance.labels.clone();
+        if instance.weight != Instance::DEFAULT_WEIGHT {
+            labels.insert("weight".into(), instance.weight.to_string());
+        }
+        if let Some(zone) = &instance.zone {
+            labels.insert("zone".into(), zone.clone());
+        }
+        Self(labels)
+    }
+
+    /// Takes the version out, for layouts that have a field for it; empty without one.
+    pub fn take_version(&mut self) -> String {
+        self.0.remove("version").unwrap_or_default()
+    }
+
     /// Adds the labels to `instance`, over those that it has, and sets what well-known words among them say: `weight`
     /// (a whole number), `zone`, `protocol` (`grpc` or `http2`).
     pub fn apply(self, instance: &mut Instance) {

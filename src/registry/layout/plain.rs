@@ -1,6 +1,6 @@
 //! pillion's own way to write an instance: `host:port`, or a map. The `file` and `embedded` registries take the same.
 
-use super::{DecodeError, id_segment};
+use super::{DecodeError, EncodeError, id_segment};
 use crate::registry::{Address, AddressError, Instance, Protocol};
 use serde::{
     Deserialize, Deserializer, Serialize,
@@ -28,6 +28,20 @@ pub struct Entry {
     pub labels: BTreeMap<String, String>,
 }
 
+impl From<&Instance> for Entry {
+    fn from(instance: &Instance) -> Self {
+        Self {
+            address: instance.address.to_string(),
+            id: Some(instance.id.clone()),
+            weight: Some(instance.weight),
+            zone: instance.zone.clone(),
+            protocol: instance.protocol,
+            tls: instance.tls,
+            labels: instance.labels.clone(),
+        }
+    }
+}
+
 impl Entry {
     /// Only an address; all else at its default.
     pub fn new(address: impl Into<String>) -> Self {
@@ -52,6 +66,7 @@ impl Entry {
             id,
             address,
             weight: self.weight.unwrap_or(Instance::DEFAULT_WEIGHT),
+            priority: 0,
             zone: self.zone,
             protocol: self.protocol,
             tls: self.tls,
@@ -109,6 +124,11 @@ pub fn decode(suffix: &str, value: &[u8]) -> Result<Vec<Instance>, DecodeError> 
     // A quoted string is JSON too, as `etcdctl put … "$(jq …)"` would write it.
     let entry = if text.starts_with(['{', '"']) { serde_json::from_str(text)? } else { Entry::new(text) };
     Ok(vec![entry.into_instance(Some(id))?])
+}
+
+/// The value for `instance`; its id is in the key.
+pub fn encode(instance: &Instance) -> Result<Vec<u8>, EncodeError> {
+    Ok(serde_json::to_vec(&Entry { id: None, ..Entry::from(instance) })?)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ mod record;
 mod tests;
 mod writer;
 
-pub use record::{AccessRecord, Text};
+pub use record::{AccessRecord, RoutedTo, Text};
 
 use super::metrics::Counter;
 use crate::config::{self, AccessLogMode};

@@ -10,31 +10,35 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// What is told about one request. Made on the request path, so every field is a number or something whose clone is
-/// cheap; it becomes text on the writer's thread.
+/// What is told about one request, or about one TCP connection, which has less to tell. Made on the request path, so every
+/// field is a number or something whose clone is cheap; it becomes text on the writer's thread.
 #[derive(Debug, Clone)]
 pub struct AccessRecord {
-    /// When the request's head was read.
+    /// When the request's head was read, or the connection was accepted.
     pub time: SystemTime,
     pub listener: Text,
     /// The client's address.
     pub peer: SocketAddr,
-    pub method: Method,
+    pub method: Option<Method>,
     pub authority: Option<Text>,
-    pub path: Text,
-    /// What the client spoke, `HTTP/1.1` or `HTTP/2`.
+    pub path: Option<Text>,
+    /// What the client spoke, `HTTP/1.1`, `HTTP/2` or `TCP`.
     pub protocol: &'static str,
     pub service: Option<Text>,
+    /// The route that it took, if its service has any.
+    pub routed: Option<Box<RoutedTo>>,
     /// The address of the endpoint that was tried last.
     pub endpoint: Option<Text>,
-    /// 0 when the request was cut off before there was one.
+    /// 0 when the request was cut off before there was one, and where there is none.
     pub status: u16,
     pub bytes_in: u64,
     pub bytes_out: u64,
     pub duration: Duration,
-    /// Endpoints tried.
+    /// Tries, or endpoints that were tried.
     pub attempts: u32,
     pub request_id: Option<Text>,
+    /// Who asked, on a listener in front of the local application.
+    pub caller: Option<Arc<str>>,
     /// Why pillion answered itself, cut the request off or looked for a fallback.
     pub reason: Option<&'static str>,
     /// What the caller got instead of an error.
@@ -42,6 +46,15 @@ pub struct AccessRecord {
     /// What was put in on purpose.
     pub fault: Option<&'static str>,
     pub flags: Flags,
+}
+
+/// What a service's routes made of a request.
+#[derive(Debug, Clone)]
+pub struct RoutedTo {
+    /// The name of the route that it took.
+    pub route: Option<Arc<str>>,
+    /// The part of the service's endpoints that it went to.
+    pub subset: Option<Arc<str>>,
 }
 
 /// Bytes that are cheap to clone, from wherever a request has them. They need not be UTF-8.
@@ -105,8 +118,8 @@ impl AccessRecord {
         };
         put(out, format_args!("{} ", humantime::format_rfc3339_millis(self.time)));
         text(out, Some(&self.listener));
-        put(out, format_args!(" {} \"{} ", self.peer, self.method));
-        text(out, Some(&self.path));
+        put(out, format_args!(" {} \"{} ", self.peer, self.method.as_ref().map_or("-", Method::as_str)));
+        text(out, self.path.as_ref());
         put(out, format_args!(" {}\" ", self.protocol));
         text(out, self.authority.as_ref());
         put(
@@ -125,12 +138,24 @@ impl AccessRecord {
         text(out, self.endpoint.as_ref());
         put(out, format_args!(" attempts={} id=", self.attempts));
         text(out, self.request_id.as_ref());
+        for (key, name) in self.names() {
+            put(out, format_args!(" {key}="));
+            escape_text(out, name.as_bytes());
+        }
         for (key, word) in self.rare() {
             put(out, format_args!(" {key}={word}"));
         }
         if !self.flags.is_empty() {
             put(out, format_args!(" flags={}", self.flags));
         }
+    }
+
+    /// Names that only some have.
+    fn names(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let routed = self.routed.as_ref();
+        let (route, subset) = (routed.and_then(|to| to.route.as_deref()), routed.and_then(|to| to.subset.as_deref()));
+        let all = [("caller", self.caller.as_deref()), ("route", route), ("subset", subset)];
+        all.into_iter().filter_map(|(key, name)| Some((key, name?)))
     }
 
     /// What most lines do without.
@@ -150,10 +175,16 @@ impl AccessRecord {
         put(out, format_args!("{{\"time\":\"{}\"", humantime::format_rfc3339_millis(self.time)));
         text(out, "listener", Some(&self.listener));
         // A method is a token: it has nothing to escape.
-        put(out, format_args!(",\"peer\":\"{}\",\"method\":\"{}\"", self.peer, self.method));
+        put(out, format_args!(",\"peer\":\"{}\"", self.peer));
+        if let Some(method) = &self.method {
+            put(out, format_args!(",\"method\":\"{method}\""));
+        }
         text(out, "authority", self.authority.as_ref());
-        text(out, "path", Some(&self.path));
-        put(out, format_args!(",\"protocol\":\"{}\",\"status\":{}", self.protocol, self.status));
+        text(out, "path", self.path.as_ref());
+        put(out, format_args!(",\"protocol\":\"{}\"", self.protocol));
+        if self.method.is_some() {
+            put(out, format_args!(",\"status\":{}", self.status));
+        }
         if let Some(reason) = self.reason {
             put(out, format_args!(",\"reason\":\"{reason}\""));
         }
@@ -163,6 +194,9 @@ impl AccessRecord {
         text(out, "endpoint", self.endpoint.as_ref());
         put(out, format_args!(",\"attempts\":{}", self.attempts));
         text(out, "request_id", self.request_id.as_ref());
+        for (key, name) in self.names() {
+            text(out, key, Some(&Text::Shared(name.into())));
+        }
         for (key, word) in self.rare() {
             put(out, format_args!(",\"{key}\":\"{word}\""));
         }

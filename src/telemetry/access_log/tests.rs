@@ -11,9 +11,9 @@ fn record(path: impl Into<Text>) -> AccessRecord {
         time: UNIX_EPOCH,
         listener: "egress".into(),
         peer: "127.0.0.1:5000".parse().unwrap(),
-        method: Method::GET,
+        method: Some(Method::GET),
         authority: Some("users".into()),
-        path: path.into(),
+        path: Some(path.into()),
         protocol: "HTTP/1.1",
         service: Some(Arc::<str>::from("users").into()),
         endpoint: Some(Text::Address("10.0.0.7:80".parse().unwrap())),
@@ -23,6 +23,8 @@ fn record(path: impl Into<Text>) -> AccessRecord {
         duration: Duration::from_micros(1234),
         attempts: 1,
         request_id: None,
+        caller: None,
+        routed: None,
         reason: None,
         fallback: None,
         fault: None,
@@ -75,6 +77,14 @@ fn lines_read_as_documented() {
     record.flags.retried(crate::error::Reason::TryTimeout);
     assert!(text(&record).ends_with(" fault=delay flags=probe,retried:try_timeout\n"), "{}", text(&record));
     assert_eq!(json(&record)["flags"], "probe,retried:try_timeout");
+}
+
+#[test]
+fn the_caller_is_told_where_there_is_one() {
+    let mut record = record("/");
+    record.caller = Some("web \"1\"".into());
+    assert!(text(&record).ends_with(" attempts=1 id=- caller=web\\x20\\x221\\x22\n"), "{}", text(&record));
+    assert_eq!(json(&record)["caller"], "web \"1\"");
 }
 
 proptest! {

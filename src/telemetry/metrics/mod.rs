@@ -6,12 +6,34 @@
 
 mod counts;
 mod family;
+mod inbound;
+mod mirror;
 mod openmetrics;
 mod process;
+mod red;
+mod registration;
+mod rollout;
+mod routes;
+mod store;
+mod subset;
+mod tcp;
 #[cfg(test)]
 mod tests;
+mod traffic;
+mod udp;
 
-pub use counts::{Codes, Counter, Gauge, Latency, Tally};
+pub use counts::{Codes, Counter, Gauge, LATENCY_BOUNDS, LATENCY_BUCKETS, LATENCY_PARTS, Latency, Ratio, Tally};
+pub use inbound::{CallerMetrics, InboundMetrics, OTHER, UNKNOWN};
+pub use mirror::{Compared, MirrorMetrics};
+pub use red::Red;
+pub use registration::RegistrationMetrics;
+pub use rollout::RolloutMetrics;
+pub use routes::RoutesMetrics;
+pub use store::StoreMetrics;
+pub use subset::SubsetMetrics;
+pub use tcp::TcpMetrics;
+pub use traffic::Traffic;
+pub use udp::UdpMetrics;
 
 use arc_swap::ArcSwap;
 use family::{Family, Page};
@@ -32,6 +54,8 @@ pub struct Words {
     pub pool_closed: &'static [&'static str],
     /// `reason` of `pillion_connections_refused_total`.
     pub refused: &'static [&'static str],
+    /// `reason` of `pillion_udp_dropped_total`.
+    pub dropped: &'static [&'static str],
     /// `state` of `pillion_endpoints`.
     pub endpoints: &'static [&'static str],
     /// `result` of `pillion_health_checks_total`.
@@ -42,6 +66,16 @@ pub struct Words {
     pub fallbacks: &'static [&'static str],
     /// `kind` of `pillion_faults_total`.
     pub faults: &'static [&'static str],
+    /// `reason` of `pillion_mirror_skipped_total`.
+    pub mirror_skipped: &'static [&'static str],
+    /// `state` of `pillion_registration_state`.
+    pub registrations: &'static [&'static str],
+    /// `result` of `pillion_routes_updates_total`.
+    pub route_updates: &'static [&'static str],
+    /// `phase` of `pillion_rollout_phase`.
+    pub rollout_phases: &'static [&'static str],
+    /// `verdict` of `pillion_rollout_decisions_total`.
+    pub rollout_decisions: &'static [&'static str],
 }
 
 /// All metrics of one pillion. There are no globals, so that several can live in one process (tests do).
@@ -51,8 +85,17 @@ pub struct Metrics {
     services: Alive<ServiceMetrics>,
     sources: Alive<SourceMetrics>,
     listeners: Alive<ListenerMetrics>,
+    registrations: Alive<RegistrationMetrics>,
+    routes: Alive<RoutesMetrics>,
+    stores: Alive<StoreMetrics>,
+    rollouts: Alive<RolloutMetrics>,
+    inbound: Alive<InboundMetrics>,
     threads: Alive<ThreadMetrics>,
     pub reloads: ReloadMetrics,
+    /// The number of the step of the end; 0 before it.
+    pub draining: Gauge,
+    /// What the store on disk does. It holds it, too.
+    pub snapshots: Arc<SnapshotMetrics>,
     /// Lines of the access log that were lost. The access log holds it, too.
     pub access_log_dropped: Arc<Counter>,
 }
@@ -64,10 +107,24 @@ pub struct ReloadMetrics {
     pub failed: Counter,
 }
 
-/// One service's numbers.
+/// Snapshots of services on disk.
+#[derive(Debug, Default)]
+pub struct SnapshotMetrics {
+    pub writes: Counter,
+    /// Those that could not be written or removed, and were tried again.
+    pub write_failures: Counter,
+    /// Those that are there and could not be read.
+    pub read_failures: Counter,
+    /// Those that were put aside.
+    pub corrupt: Counter,
+}
+
+/// One service's numbers, or those of the local application.
 #[derive(Debug)]
 pub struct ServiceMetrics {
     service: Box<str>,
+    /// Of the local application: the listener in front of it. Under the same name others of its kind may be called.
+    listener: Option<Box<str>>,
     pub requests: Codes,
     pub duration: Latency,
     /// Requests that have a place. Counted by `cluster::limit`, as the two below.
@@ -92,15 +149,24 @@ pub struct ServiceMetrics {
     /// Those put in on purpose.
     pub faults: Tally,
     pub pool: PoolMetrics,
+    pub tcp: TcpMetrics,
+    pub udp: UdpMetrics,
     /// Endpoints by state: [`Tally::set`].
     pub endpoints: Tally,
     pub ejections: Tally,
     pub health_checks: Tally,
     /// 1 while so few endpoints are available that all are used.
     pub panicking: Gauge,
+    /// Endpoints that are in use though far too many are gone from the registry.
+    pub held: Gauge,
+    /// 1: what is in use was read from the disk.
+    pub from_snapshot: Gauge,
     /// Tries sent to another zone.
     pub zone_left: Counter,
     pub table_swaps: Counter,
+    subsets: Alive<SubsetMetrics>,
+    mirrors: Alive<MirrorMetrics>,
+    mirror_skipped: &'static [&'static str],
 }
 
 /// Connections to one service's upstreams.
@@ -120,6 +186,10 @@ pub struct SourceMetrics {
     age: Box<dyn Fn() -> Option<Duration> + Send + Sync>,
     pub failures: Counter,
     pub changes: Counter,
+    /// 1: what is in force comes from it.
+    pub in_use: Gauge,
+    /// 1: it has answered, and does not fail now.
+    pub up: Gauge,
 }
 
 /// One listener's connections.
@@ -146,18 +216,35 @@ impl Metrics {
             services: Alive::default(),
             sources: Alive::default(),
             listeners: Alive::default(),
+            registrations: Alive::default(),
+            routes: Alive::default(),
+            stores: Alive::default(),
+            rollouts: Alive::default(),
+            inbound: Alive::default(),
             threads: Alive::default(),
             reloads: ReloadMetrics::default(),
+            draining: Gauge::default(),
+            snapshots: Arc::default(),
             access_log_dropped: Arc::default(),
         }
     }
 
     /// The service's handle: the one that others hold already, or a new one from zero.
     pub fn service(&self, service: &str) -> Arc<ServiceMetrics> {
+        self.service_or_app(service, None)
+    }
+
+    /// The same for the local application behind `listener`, which is called `service`.
+    pub fn app(&self, service: &str, listener: &str) -> Arc<ServiceMetrics> {
+        self.service_or_app(service, Some(listener))
+    }
+
+    fn service_or_app(&self, service: &str, listener: Option<&str>) -> Arc<ServiceMetrics> {
         self.services.find_or_add(
-            |there| *there.service == *service,
+            |there| *there.service == *service && there.listener.as_deref() == listener,
             || ServiceMetrics {
                 service: service.into(),
+                listener: listener.map(Into::into),
                 requests: Codes::default(),
                 duration: Latency::default(),
                 in_flight: Gauge::default(),
@@ -180,12 +267,19 @@ impl Metrics {
                     closed: Tally::new(self.words.pool_closed),
                     connect_failures: Counter::default(),
                 },
+                tcp: TcpMetrics::new(self.words.errors),
+                udp: UdpMetrics::new(self.words.errors, self.words.dropped),
                 endpoints: Tally::new(self.words.endpoints),
                 ejections: Tally::new(self.words.ejections),
                 health_checks: Tally::new(self.words.health_checks),
                 panicking: Gauge::default(),
+                held: Gauge::default(),
+                from_snapshot: Gauge::default(),
                 zone_left: Counter::default(),
                 table_swaps: Counter::default(),
+                subsets: Alive::default(),
+                mirrors: Alive::default(),
+                mirror_skipped: self.words.mirror_skipped,
             },
         )
     }
@@ -204,6 +298,8 @@ impl Metrics {
             age: Box::new(age),
             failures: Counter::default(),
             changes: Counter::default(),
+            in_use: Gauge::default(),
+            up: Gauge::default(),
         });
         self.sources.replace(|there| *there.service == *service && *there.source == *source, &handle);
         handle
@@ -221,6 +317,18 @@ impl Metrics {
                 rejected: Tally::new(self.words.errors),
             },
         )
+    }
+
+    /// A new handle for who calls the local application behind `listener`; it takes the place of an older one. `healthy`
+    /// is asked at each scrape whether the application passes its checks, and gives `None` where there are none.
+    pub fn inbound(
+        &self,
+        listener: &str,
+        healthy: impl Fn() -> Option<bool> + Send + Sync + 'static,
+    ) -> Arc<InboundMetrics> {
+        let handle = Arc::new(InboundMetrics::new(listener, healthy));
+        self.inbound.replace(|there| there.listener() == listener, &handle);
+        handle
     }
 
     /// A new handle for a thread with a runtime of its own; `tasks` is asked at each scrape how many it has.
@@ -251,13 +359,31 @@ impl Metrics {
         page.add(Family::BuildInfo, &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
         page.add(Family::ConfigReloads, &[("result", "ok")], self.reloads.ok.get() as f64);
         page.add(Family::ConfigReloads, &[("result", "failed")], self.reloads.failed.get() as f64);
+        page.add(Family::Draining, &[], self.draining.get() as f64);
         page.add(Family::AccessLogDropped, &[], self.access_log_dropped.get() as f64);
+        self.snapshots.collect(&mut page);
         self.services.each(|service| service.collect(&mut page));
         self.sources.each(|source| source.collect(&mut page));
         self.listeners.each(|listener| listener.collect(&mut page));
+        self.registrations.each(|registration| registration.collect(&mut page));
+        self.routes.each(|routes| routes.collect(&mut page));
+        self.stores.each(|store| store.collect(&mut page));
+        self.rollouts.each(|rollout| rollout.collect(&mut page));
+        self.inbound.each(|inbound| inbound.collect(&mut page));
         self.threads.each(|thread| page.add(Family::Tasks, &[("thread", &thread.thread)], (thread.tasks)() as f64));
         process::collect(&mut page);
         page.finish()
+    }
+}
+
+impl SnapshotMetrics {
+    fn collect(&self, page: &mut Page) {
+        page.add(Family::SnapshotWrites, &[], self.writes.get() as f64);
+        for (kind, counter) in
+            [("write", &self.write_failures), ("read", &self.read_failures), ("corrupt", &self.corrupt)]
+        {
+            page.add(Family::SnapshotErrors, &[("kind", kind)], counter.get() as f64);
+        }
     }
 }
 
@@ -266,20 +392,34 @@ impl ServiceMetrics {
         &self.service
     }
 
+    /// The handle of one of its subsets: the one that others hold already, or a new one from zero.
+    pub fn subset(&self, name: &str) -> Arc<SubsetMetrics> {
+        self.subsets.find_or_add(|there| *there.subset == *name, || SubsetMetrics::new(name))
+    }
+
+    /// The same for the copies that one of its routes sends `to` somewhere.
+    pub fn mirror(&self, route: &str, to: &str) -> Arc<MirrorMetrics> {
+        let is_it = |there: &MirrorMetrics| *there.route == *route && *there.to == *to;
+        self.mirrors.find_or_add(is_it, || MirrorMetrics::new(route, to, self.mirror_skipped))
+    }
+
     fn collect(&self, page: &mut Page) {
-        let service = ("service", &*self.service);
+        let own = [("service", &*self.service), ("listener", self.listener.as_deref().unwrap_or_default())];
+        let own = if self.listener.is_some() { &own[..] } else { &own[..1] };
         for (code, count) in self.requests.each() {
-            page.add(Family::Requests, &[service, ("code", &code)], count as f64);
+            page.add(Family::Requests, &[own, &[("code", &code)]].concat(), count as f64);
         }
-        page.add_histogram(Family::Duration, &[service], self.duration.read());
+        page.add_histogram(Family::Duration, own, self.duration.read());
         for (family, gauge) in [
             (Family::InFlight, &self.in_flight),
             (Family::Waiting, &self.waiting),
             (Family::RequestsLimit, &self.requests_limit),
             (Family::RetriesActive, &*self.retries_active),
             (Family::Panic, &self.panicking),
+            (Family::DiscoveryHeld, &self.held),
+            (Family::DiscoverySnapshot, &self.from_snapshot),
         ] {
-            page.add(family, &[service], gauge.get() as f64);
+            page.add(family, own, gauge.get() as f64);
         }
         for (family, counter) in [
             (Family::RequestBytes, &self.request_bytes),
@@ -292,7 +432,7 @@ impl ServiceMetrics {
             (Family::ZoneLeft, &self.zone_left),
             (Family::TableSwaps, &self.table_swaps),
         ] {
-            page.add(family, &[service], counter.get() as f64);
+            page.add(family, own, counter.get() as f64);
         }
         for (family, label, tally) in [
             (Family::Errors, "reason", &self.errors),
@@ -306,12 +446,16 @@ impl ServiceMetrics {
         ] {
             // Those at 0, too: a rate over a series that starts at 1 would miss the first event.
             for (word, count) in tally.each() {
-                page.add(family, &[service, (label, word)], count as f64);
+                page.add(family, &[own, &[(label, word)]].concat(), count as f64);
             }
         }
         for (state, gauge) in [("idle", &self.pool.idle), ("active", &self.pool.active)] {
-            page.add(Family::PoolConnections, &[service, ("state", state)], gauge.get() as f64);
+            page.add(Family::PoolConnections, &[own, &[("state", state)]].concat(), gauge.get() as f64);
         }
+        self.tcp.collect(own, page);
+        self.udp.collect(own, page);
+        self.subsets.each(|subset| subset.collect(&self.service, page));
+        self.mirrors.each(|mirror| mirror.collect(&self.service, page));
     }
 }
 
@@ -327,6 +471,8 @@ impl SourceMetrics {
         }
         page.add(Family::DiscoveryFailures, &labels, self.failures.get() as f64);
         page.add(Family::DiscoveryChanges, &labels, self.changes.get() as f64);
+        page.add(Family::DiscoveryInUse, &labels, self.in_use.get() as f64);
+        page.add(Family::DiscoveryUp, &labels, self.up.get() as f64);
     }
 }
 

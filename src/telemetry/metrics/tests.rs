@@ -12,6 +12,12 @@ const WORDS: Words = Words {
     health_checks: &["passed", "failed"],
     fallbacks: &["response"],
     faults: &["delay"],
+    dropped: &["full"],
+    mirror_skipped: &["busy"],
+    registrations: &["registered"],
+    route_updates: &["accepted"],
+    rollout_phases: &["running"],
+    rollout_decisions: &["promote"],
 };
 
 const OPEN: Option<&str> = Some("application/openmetrics-text;version=1.0.0");
@@ -34,9 +40,19 @@ fn busy(service: &str) -> (Metrics, Vec<Box<dyn std::any::Any>>) {
     source.changes.inc();
     let listener = metrics.listener("egress");
     listener.accepted.add(4);
+    let app = metrics.app(service, "inbound");
+    app.requests.inc(200);
+    let inbound = metrics.inbound("inbound", || Some(true));
+    let caller = inbound.caller(service, 10);
+    caller.red.count(200, false, Duration::from_millis(3));
+    caller.red.count(503, true, Duration::from_millis(3));
     let thread = metrics.thread("worker-0", || 6);
     metrics.reloads.failed.inc();
-    (metrics, vec![Box::new(handle), Box::new(source), Box::new(listener), Box::new(thread)])
+    metrics.snapshots.corrupt.inc();
+    let more: [Box<dyn std::any::Any>; 3] = [Box::new(app), Box::new(inbound), Box::new(caller)];
+    let handles: [Box<dyn std::any::Any>; 4] =
+        [Box::new(handle), Box::new(source), Box::new(listener), Box::new(thread)];
+    (metrics, more.into_iter().chain(handles).collect())
 }
 
 #[test]
@@ -67,8 +83,17 @@ fn the_prometheus_text_has_what_was_counted() {
         r#"pillion_discovery_age_seconds{service="users",source="main"} 1.5"#,
         r#"pillion_discovery_changes_total{service="users",source="main"} 1"#,
         r#"pillion_connections_accepted_total{listener="egress"} 4"#,
+        r#"pillion_requests_total{service="users",listener="inbound",code="200"} 1"#,
+        r#"pillion_requests_in_flight{service="users",listener="inbound"} 0"#,
+        r#"pillion_inbound_requests_total{listener="inbound",caller="users",code="503"} 1"#,
+        r#"pillion_inbound_errors_total{listener="inbound",caller="users"} 1"#,
+        r#"pillion_inbound_request_duration_seconds_count{listener="inbound",caller="users"} 2"#,
+        r#"pillion_app_healthy{listener="inbound"} 1"#,
         r#"pillion_config_reloads_total{result="failed"} 1"#,
         r#"pillion_access_log_dropped_total 0"#,
+        r#"pillion_snapshot_writes_total 0"#,
+        r#"pillion_snapshot_errors_total{kind="write"} 0"#,
+        r#"pillion_snapshot_errors_total{kind="corrupt"} 1"#,
     ] {
         assert!(body.lines().any(|there| there == line), "{line}\n{body}");
     }
@@ -142,6 +167,41 @@ fn a_newer_source_takes_the_place_of_an_older_one() {
     check_openmetrics(&body);
     assert!(body.contains(r#"pillion_discovery_age_seconds{service="users",source="main"} 1"#), "{body}");
     assert_eq!(newer.failures.get(), 0);
+}
+
+#[test]
+fn a_caller_has_its_numbers_for_as_long_as_somebody_holds_them() {
+    let metrics = Metrics::new(WORDS);
+    let inbound = metrics.inbound("inbound", || None);
+    let first = inbound.caller("a", 1);
+    assert!(Arc::ptr_eq(&first, &inbound.caller("a", 1)));
+    first.red.count(200, false, Duration::ZERO);
+    assert_eq!(
+        (&*inbound.caller("b", 1).caller, &*inbound.caller("b", 2).caller),
+        (OTHER, "b"),
+        "the limit may change"
+    );
+    drop(first);
+    let b = inbound.caller("b", 1);
+    let (_, body) = metrics.render(None);
+    assert!(!body.contains(r#"caller="a""#) && body.contains(r#"caller="b""#), "{body}");
+    assert!(!body.contains("pillion_app_healthy"), "there are no checks");
+    assert_eq!(b.red.totals(), (0, 0));
+    assert_eq!(&*inbound.caller("a", 2).caller, "a");
+    assert_eq!(&*inbound.caller("c", 1).caller, OTHER);
+}
+
+#[test]
+fn no_more_callers_than_may_have_numbers_however_many_threads_find_them() {
+    let metrics = Metrics::new(WORDS);
+    let inbound = metrics.inbound("inbound", || None);
+    let held: Vec<_> = std::thread::scope(|scope| {
+        let all = |of: usize| (0..50).map(|n| inbound.caller(&format!("{of}-{n}"), 20)).collect::<Vec<_>>();
+        let threads: Vec<_> = (0..4).map(|of| scope.spawn(move || all(of))).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(held.len(), 200);
+    assert_eq!(inbound.callers().len(), 21, "and `other`");
 }
 
 #[test]

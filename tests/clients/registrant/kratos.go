@@ -49,10 +49,7 @@ func newKratosConsul(o options) (registrar, error) {
 func (k *kratos) register(i instance) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	next := k.open(ctx)
-	of := &registry.ServiceInstance{ID: i.id, Name: i.service, Version: i.version, Metadata: i.meta}
-	for _, scheme := range strings.Split(i.scheme, ",") {
-		of.Endpoints = append(of.Endpoints, scheme+"://"+i.addr)
-	}
+	of := kratosInstance(i)
 	limited, done := patient()
 	defer done()
 	if err := next.Register(limited, of); err != nil {
@@ -64,6 +61,15 @@ func (k *kratos) register(i instance) error {
 	}
 	k.current, k.of, k.stop = next, of, cancel
 	return nil
+}
+
+// kratosInstance is what a Kratos application registers.
+func kratosInstance(i instance) *registry.ServiceInstance {
+	of := &registry.ServiceInstance{ID: i.id, Name: i.service, Version: i.version, Metadata: i.meta}
+	for _, scheme := range strings.Split(i.scheme, ",") {
+		of.Endpoints = append(of.Endpoints, scheme+"://"+i.addr)
+	}
+	return of
 }
 
 func (k *kratos) deregister(instance) error {

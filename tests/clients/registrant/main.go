@@ -38,6 +38,10 @@ type options struct {
 	user, pass    string
 	consul        string
 	consulToken   string
+	zookeeper     []string
+	eureka        string
+	awsZone       string
+	nacos         string
 	ttl           time.Duration
 	checkInterval int
 	prefix        string
@@ -68,6 +72,10 @@ func open(framework, registry string, o options) (registrar, error) {
 		return newKratosEtcd(o)
 	case "kratos/consul":
 		return newKratosConsul(o)
+	case "kratos/zookeeper":
+		return newKratosZookeeper(o)
+	case "go-micro/zookeeper":
+		return newMicroZookeeper(o), nil
 	case "go-micro/etcd":
 		return newMicroEtcd(o), nil
 	case "go-micro/consul":
@@ -76,40 +84,51 @@ func open(framework, registry string, o options) (registrar, error) {
 		return newZero(o)
 	case "grpc/etcd":
 		return newGrpc(o)
+	case "fargo/eureka":
+		return newFargo(o), nil
+	case "kratos/nacos":
+		return newKratosNacos(o)
+	case "nacos/nacos":
+		return newNacos(o)
 	}
-	return nil, fmt.Errorf("no client for -framework %s with %s (kratos, go-micro: etcd or consul; go-zero, grpc: etcd)", framework, registry)
+	return nil, fmt.Errorf("no client for -framework %s with %s (kratos: etcd, consul or nacos; go-micro: etcd, consul or zookeeper; go-zero, grpc: etcd; fargo: eureka; nacos: nacos)", framework, registry)
 }
 
 func main() {
 	var i instance
 	var o options
 	i.meta = map[string]string{}
-	framework := flag.String("framework", "", "kratos, go-micro, go-zero or grpc")
+	framework := flag.String("framework", "", "kratos, go-micro, go-zero, grpc, fargo or nacos")
 	flag.StringVar(&i.service, "service", "", "service name (go-zero: the key, grpc: the target)")
 	flag.StringVar(&i.id, "id", "", "instance id (default: SERVICE-ADDR with : as -; go-zero uses it only if it is a number)")
 	flag.StringVar(&i.addr, "addr", "", "address of the instance, host:port")
-	flag.StringVar(&i.version, "version", "v1.0.0", "version (kratos, go-micro)")
-	flag.StringVar(&i.scheme, "scheme", "http", "scheme of the endpoint (kratos): http, https, grpc, grpcs; several joined by a comma")
-	flag.Var(metaFlag(i.meta), "meta", "metadata k=v, may be repeated (kratos, go-micro, grpc)")
+	flag.StringVar(&i.version, "version", "v1.0.0", "version (kratos, go-micro, nacos)")
+	flag.StringVar(&i.scheme, "scheme", "http", "scheme of the endpoint (kratos): http, https, grpc, grpcs; several joined by a comma; fargo: https enables the secure port 8443")
+	flag.Var(metaFlag(i.meta), "meta", "metadata k=v, may be repeated (kratos, go-micro, grpc, fargo, nacos)")
 	etcd := flag.String("etcd", "", "etcd endpoints host:port, joined by commas")
-	flag.StringVar(&o.user, "etcd-user", "", "etcd user:password")
+	flag.StringVar(&o.user, "etcd-user", "", "user:password (nacos, too)")
+	flag.StringVar(&o.nacos, "nacos", "", "Nacos host:port (nacos takes its weight from the metadata, too)")
 	flag.StringVar(&o.consul, "consul", "", "Consul agent host:port")
+	zookeeper := flag.String("zookeeper", "", "ZooKeeper servers host:port, joined by commas")
 	flag.StringVar(&o.consulToken, "consul-token", "", "Consul ACL token")
+	flag.StringVar(&o.eureka, "eureka", "", "Eureka's URL with its path")
+	flag.StringVar(&o.awsZone, "aws-zone", "", "fargo: registers as an instance at Amazon in this zone")
 	flag.DurationVar(&o.ttl, "ttl", 15*time.Second, "time to live (go-zero always uses 10s, kratos in Consul -check-interval)")
 	flag.IntVar(&o.checkInterval, "check-interval", 10, "kratos in Consul: seconds between the TCP checks; the TTL check takes twice that; 0 turns the TCP check off")
 	flag.StringVar(&o.prefix, "prefix", "", "kratos in etcd: another namespace than /microservices")
 	flag.Parse()
 
-	registry := "etcd"
-	if *etcd == "" {
-		registry = "consul"
+	registry, chosen := "", 0
+	for name, address := range map[string]string{"etcd": *etcd, "consul": o.consul, "zookeeper": *zookeeper, "eureka": o.eureka, "nacos": o.nacos} {
+		if address != "" {
+			registry = name
+			chosen++
+		}
 	}
-	if (*etcd == "") == (o.consul == "") || i.service == "" || i.addr == "" {
-		fail(fmt.Errorf("-service, -addr and one of -etcd and -consul are needed"))
+	if chosen != 1 || i.service == "" || i.addr == "" {
+		fail(fmt.Errorf("-service, -addr and one of -etcd, -consul, -zookeeper, -eureka and -nacos are needed"))
 	}
-	if *etcd != "" {
-		o.etcd = strings.Split(*etcd, ",")
-	}
+	o.etcd, o.zookeeper = strings.Split(*etcd, ","), strings.Split(*zookeeper, ",")
 	o.user, o.pass, _ = strings.Cut(o.user, ":")
 	if i.id == "" {
 		i.id = i.service + "-" + strings.ReplaceAll(i.addr, ":", "-")

@@ -152,7 +152,10 @@ proptest! {
             let (before, after) = (places(&before), places(&after));
             let moved = before.iter().zip(&after).filter(|(before, after)| before != after).count() as f64;
             let own = before.iter().filter(|place| **place == gone).count() as f64;
-            prop_assert!(moved <= own.max(10_000.0 / count as f64) * 1.5, "{:?}: {} of {} moved", policy, moved, own);
+            // Maglev moves some of the others', however many endpoints there are: about one key in a hundred.
+            let others = if policy == Policy::Maglev { 200.0 } else { 0.0 };
+            let most = own.max(10_000.0 / count as f64) * 1.5 + others;
+            prop_assert!(moved <= most, "{:?}: {} of {} moved", policy, moved, own);
             prop_assert!(policy != Policy::RingHash || moved == own, "on a ring only its own");
         }
     }
@@ -161,14 +164,18 @@ proptest! {
     fn keys_are_spread_by_weight(weights in prop::collection::vec(1u32..8, 2..40)) {
         let endpoints = endpoints(&weights);
         let sum: u32 = weights.iter().sum();
-        // A ring of some hundred points is uneven, as everybody's is.
-        for (policy, bound) in [(Policy::Maglev, 0.15), (Policy::RingHash, 0.45)] {
+        let mean = f64::from(sum) / weights.len() as f64;
+        // A ring is uneven, as everybody's is: what an endpoint has is the sum of as many random arcs as it has points, of which
+        // this is five standard deviations.
+        let ring = |weight: u32| 5.0 / (160.0 * f64::from(weight) / mean).sqrt();
+        for policy in [Policy::Maglev, Policy::RingHash] {
+            let bound = |weight| if policy == Policy::Maglev { 0.15 } else { ring(weight) };
             let selector = selector(policy, &endpoints);
             let counts = counts(&selector, &endpoints, 40_000);
             for (count, weight) in counts.iter().zip(&weights) {
                 let expected = 40_000.0 * f64::from(*weight) / f64::from(sum);
                 let noise = 5.0 * expected.sqrt();
-                prop_assert!((*count as f64 - expected).abs() < bound * expected + noise, "{:?}: {:?} for {:?}", policy, counts, weights);
+                prop_assert!((*count as f64 - expected).abs() < bound(*weight) * expected + noise, "{:?}: {:?} for {:?}", policy, counts, weights);
             }
         }
     }

@@ -36,7 +36,7 @@ fn ask() -> Ask {
 }
 
 fn by(key: Option<Key>) -> Ask {
-    Ask { key, only_once: false }
+    Ask { key, ..Ask::default() }
 }
 
 /// How many of so many requests each endpoint gets.
@@ -280,7 +280,7 @@ async fn a_request_that_can_be_made_only_once_is_a_probe_only_if_no_other_comes(
     eject(&endpoints[0], Duration::from_secs(10));
     selector.recount(&endpoints, 50, Instant::now());
     let probes = |only_once| {
-        let pick = || selector.pick(&endpoints, Ask { key: None, only_once }, &[], Instant::now()).unwrap();
+        let pick = || selector.pick(&endpoints, Ask { only_once, ..Ask::default() }, &[], Instant::now()).unwrap();
         (0..30).filter(|_| pick().1 == Choice::Probe).count()
     };
     let Standing::Ejected { left, .. } = endpoints[0].live.health.standing(Instant::now()) else { panic!() };

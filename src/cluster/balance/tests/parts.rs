@@ -163,6 +163,28 @@ fn a_retry_leaves_the_group_when_all_of_it_was_tried() {
     assert!((10..15).contains(&index) && choice == Choice::Available, "{index}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_the_registry_prefers_counts_within_a_group() {
+    // The last two are preferred by their registry, the last one by the config.
+    let preferred = |number| {
+        endpoint(number, |instance| {
+            instance.priority = if number < 2 { 20 } else { 10 };
+            instance.zone = (number == 3).then(|| "near".to_owned());
+        })
+    };
+    let endpoints: Vec<_> = (0..4).map(preferred).collect();
+    let order = Priority { label: None, order: vec!["near".into()] };
+    for (priority, expected) in [(Priority::default(), [0, 0, 500, 500]), (order, [0, 0, 0, 1000])] {
+        let balance = Balance { policy: Policy::RoundRobin, priority, ..Balance::default() };
+        let selector = Selector::new(&balance, None, &endpoints, |_| true);
+        assert_eq!(counts(&selector, &endpoints, 1000), expected);
+    }
+    let selector = Selector::new(&Balance::default(), None, &endpoints, |_| true);
+    endpoints[2..].iter().for_each(|endpoint| eject(endpoint, Duration::from_secs(60)));
+    selector.recount(&endpoints, 50, Instant::now());
+    assert_eq!(counts(&selector, &endpoints, 1000)[2..], [0, 0], "the others, when those are out");
+}
+
 #[test]
 fn zones_can_be_the_groups() {
     let zones = [("near", 2), ("far", 2), ("", 1)];

@@ -58,7 +58,11 @@ fn without_an_address_of_its_own_it_is_at_its_nodes() {
 #[test]
 fn checks_decide_who_is_in_and_with_which_weight() {
     let with = |status: &'static str| move |row: &mut Value| row["Checks"][1]["Status"] = json!(status);
-    let count = |only_passing, status| decoded(only_passing, with(status)).0.len();
+    let count = |only_passing, status| {
+        let found = decoded(only_passing, with(status)).0;
+        assert_eq!(found.len(), 1, "what its checks hold unfit is told as such");
+        found.iter().filter(|instance| instance.healthy).count()
+    };
     assert_eq!((count(true, "passing"), count(true, "warning"), count(true, "critical")), (1, 0, 0));
     assert_eq!((count(false, "passing"), count(false, "warning"), count(false, "critical")), (1, 1, 0));
     assert_eq!(count(false, "maintenance"), 0);

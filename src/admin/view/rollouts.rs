@@ -1,0 +1,102 @@
+//! How far rollouts are, and who decides about them.
+
+use super::Store;
+use crate::{
+    discovery::{RolloutStatus, RolloutsStatus},
+    rollout::{At, Decision, Phase, State},
+};
+use serde::{Deserialize, Serialize};
+
+/// `GET /api/rollouts`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Rollouts {
+    /// Where the states are, if any service has a rollout.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<Store>,
+    /// The services with a rollout, by name.
+    pub services: Vec<ServiceRollout>,
+}
+
+/// One service's rollout.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ServiceRollout {
+    pub service: String,
+    pub canary: String,
+    pub baseline: String,
+    /// What is to be rolled out, as this pillion's config has it.
+    pub release: String,
+    /// The canary's shares in percent.
+    pub steps: Vec<f64>,
+    /// Whether this pillion decides.
+    pub leading: bool,
+    /// Whether the state says what the splits weigh here: it is of this release.
+    pub in_force: bool,
+    /// The state was read from the disk, and the store has not confirmed it since.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub from_disk: bool,
+    /// What all pillions have in common; nothing before the first rollout.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<RolloutState>,
+    /// Why the value that the store has now cannot be used, if it cannot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+}
+
+/// The state in the store, without the evidence.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RolloutState {
+    pub release: String,
+    #[serde(flatten)]
+    pub phase: Phase,
+    /// The canary's share.
+    pub percent: f64,
+    pub attempt: u32,
+    pub started_at: At,
+    pub step_since: At,
+    pub looked_at: At,
+    /// Why there are no figures, while there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+    /// The latest last.
+    pub decisions: Vec<Decision>,
+}
+
+impl From<RolloutsStatus> for Rollouts {
+    fn from(RolloutsStatus { store, services }: RolloutsStatus) -> Self {
+        Self { store: store.map(Into::into), services: services.into_iter().map(Into::into).collect() }
+    }
+}
+
+impl From<RolloutStatus> for ServiceRollout {
+    fn from(status: RolloutStatus) -> Self {
+        let RolloutStatus { service, rollout, release, leading, state, from_disk, refused } = status;
+        Self {
+            service,
+            canary: rollout.canary,
+            baseline: rollout.baseline,
+            steps: rollout.steps.into_iter().map(|step| step.0).collect(),
+            leading,
+            in_force: state.as_ref().is_some_and(|state| state.release == release),
+            release,
+            from_disk,
+            state: state.map(Into::into),
+            refused,
+        }
+    }
+}
+
+impl From<State> for RolloutState {
+    fn from(state: State) -> Self {
+        Self {
+            release: state.release,
+            phase: state.phase,
+            percent: state.percent,
+            attempt: state.attempt,
+            started_at: state.started_at,
+            step_since: state.step_since,
+            looked_at: state.looked_at,
+            last_error: state.last_error,
+            decisions: state.decisions.into(),
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! What is in force, as the kernel tells it.
+
+use super::rules::{INBOUND, OUTBOUND, TABLE};
+use anyhow::anyhow;
+use serde::Serialize;
+use serde_json::Value;
+use std::fmt::Write;
+
+/// What goes through pillion; nothing without rules.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+pub struct InForce {
+    outbound: Option<Direction>,
+    inbound: Option<Direction>,
+}
+
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+struct Direction {
+    /// Where pillion takes the connections.
+    port: u16,
+    /// Whether anybody listens there.
+    listening: bool,
+    redirected: Vec<Rule>,
+    straight: Vec<Rule>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Rule {
+    what: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    values: Vec<String>,
+    /// How many it has redirected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connections: Option<u64>,
+}
+
+impl InForce {
+    /// From what `nft -j list table` prints.
+    pub fn read(table: &Value, listens: &dyn Fn(u16) -> bool) -> anyhow::Result<Self> {
+        let objects = table["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let mut found = Self::default();
+        for chain in objects.iter().map(|object| &object["chain"]).filter(|chain| !chain.is_null()) {
+            let direction = match chain["name"].as_str() {
+                Some(OUTBOUND) => &mut found.outbound,
+                Some(INBOUND) => &mut found.inbound,
+                _ => return Err(strange()),
+            };
+            *direction = Some(Direction::default());
+        }
+        for rule in objects.iter().map(|object| &object["rule"]).filter(|rule| !rule.is_null()) {
+            let direction = match rule["chain"].as_str() {
+                Some(OUTBOUND) => found.outbound.as_mut(),
+                Some(INBOUND) => found.inbound.as_mut(),
+                _ => None,
+            };
+            direction.and_then(|direction| direction.add(rule)).ok_or_else(strange)?;
+        }
+        for direction in [&mut found.outbound, &mut found.inbound].into_iter().flatten() {
+            if direction.port == 0 {
+                return Err(strange());
+            }
+            direction.listening = listens(direction.port);
+        }
+        Ok(found)
+    }
+
+    pub fn words(&self) -> String {
+        if *self == Self::default() {
+            return "nothing goes through pillion: it has no rules here\n".into();
+        }
+        let mut out = String::new();
+        for (name, direction) in [(OUTBOUND, &self.outbound), (INBOUND, &self.inbound)] {
+            match direction {
+                Some(direction) => direction.words(name, &mut out),
+                None => {
+                    let _ = writeln!(out, "{name}, straight:\n  all");
+                }
+            }
+        }
+        out
+    }
+}
+
+impl Direction {
+    /// `None`: it is no rule of ours.
+    fn add(&mut self, rule: &Value) -> Option<()> {
+        let what = rule["comment"].as_str()?;
+        let statements = rule["expr"].as_array()?;
+        let statement = |name: &str| statements.iter().rev().find_map(|statement| statement.get(name));
+        let (list, connections) = if let Some(redirect) = statement("redirect") {
+            self.port = redirect["port"].as_u64()?.try_into().ok()?;
+            (&mut self.redirected, Some(statement("counter")?["packets"].as_u64()?))
+        } else {
+            statement("return")?;
+            (&mut self.straight, None)
+        };
+        let values = match what.strip_suffix(':') {
+            Some(_) => values(&statement("match")?["right"]),
+            None => Vec::new(),
+        };
+        list.push(Rule { what: what.strip_suffix(':').unwrap_or(what).into(), values, connections });
+        Some(())
+    }
+
+    fn words(&self, name: &str, out: &mut String) {
+        let _ = writeln!(out, "{name}, to port {}:", self.port);
+        for rule in &self.redirected {
+            let count = rule.connections.unwrap_or_default();
+            let _ = writeln!(out, "  {} ({count} connections so far)", rule.words());
+        }
+        if !self.listening {
+            let _ = writeln!(out, "  nobody listens there: until pillion does, these connections are refused");
+        }
+        let _ = writeln!(out, "{name}, straight:");
+        for rule in &self.straight {
+            let _ = writeln!(out, "  {}", rule.words());
+        }
+    }
+}
+
+impl Rule {
+    fn words(&self) -> String {
+        if self.values.is_empty() { self.what.clone() } else { format!("{}: {}", self.what, self.values.join(", ")) }
+    }
+}
+
+/// One value, or a set of them.
+fn values(right: &Value) -> Vec<String> {
+    if let Some(set) = right["set"].as_array() {
+        return set.iter().flat_map(values).collect();
+    }
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    vec![if let Some(range) = right["range"].as_array() {
+        range.iter().map(text).collect::<Vec<_>>().join("-")
+    } else if let Some(prefix) = right.get("prefix") {
+        format!("{}/{}", text(&prefix["addr"]), text(&prefix["len"]))
+    } else {
+        text(right)
+    }]
+}
+
+fn strange() -> anyhow::Error {
+    anyhow!(
+        "the table `inet {TABLE}` is not as this pillion makes it (`nft list table inet {TABLE}` shows it); `pillion net up` replaces it"
+    )
+}

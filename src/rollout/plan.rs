@@ -1,0 +1,198 @@
+//! What becomes of a rollout: by what a look shows, by time, and by hand. Nothing here asks anybody or waits for anything.
+
+use super::{
+    At, Decision, Look, Phase, State,
+    decision::{Cause, Figures, Verdict, Why},
+    guards::{Standing, Step},
+};
+use crate::config::{Rollout, RolloutStart, human};
+use std::time::Duration;
+
+/// Of the time between two looks so much counts, as a number of intervals.
+const LOOKS_MISSED: u32 = 3;
+
+/// Releases of before that are remembered.
+const RELEASES: usize = 10;
+
+/// What somebody asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    Start,
+    Pause,
+    Resume,
+    /// To the next step at once, whatever the figures are.
+    Promote,
+    /// Back, and not again by itself.
+    Abort,
+}
+
+impl Command {
+    pub const ALL: [Self; 5] = [Self::Start, Self::Pause, Self::Resume, Self::Promote, Self::Abort];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Promote => "promote",
+            Self::Abort => "abort",
+        }
+    }
+}
+
+/// The rollout that is to begin now by itself, if one is.
+pub fn due(state: Option<&State>, config: &Rollout, release: &str, by: &str, now: At) -> Option<State> {
+    let begin = |attempt| State::begin(release, attempt, config, by, now);
+    let Some(state) = state else {
+        return (config.start == RolloutStart::Automatic).then(|| begin(1));
+    };
+    if !state.cooling_down(config, now).is_zero() {
+        return None;
+    }
+    let next = match state.phase {
+        _ if state.release != release => {
+            let is_new = !state.earlier.iter().any(|earlier| earlier == release);
+            (is_new && config.start == RolloutStart::Automatic).then(|| begin(1))
+        }
+        Phase::RolledBack { by_hand: false, .. } if state.attempt < config.attempts => Some(begin(state.attempt + 1)),
+        _ => None,
+    };
+    next.map(|next| next.after(state))
+}
+
+/// Does what somebody asks for; or says why not.
+pub fn command(
+    state: Option<&State>,
+    command: Command,
+    config: &Rollout,
+    release: &str,
+    by: &str,
+    now: At,
+) -> Result<State, String> {
+    if command == Command::Start {
+        return start(state, config, release, by, now);
+    }
+    if command == Command::Abort {
+        return abort(state, config, release, by, now);
+    }
+    let Some(mut state) = state.filter(|state| state.is_live()).cloned() else {
+        return Err("there is no rollout in progress".into());
+    };
+    if state.release != release {
+        let of = &state.release;
+        return Err(format!("release `{of}` is in progress, and this pillion's config has `{release}`"));
+    }
+    let verdict = match (command, &state.phase) {
+        (Command::Pause, Phase::Paused) => return Err("it is paused already".into()),
+        (Command::Resume, Phase::Running) => return Err("it is not paused".into()),
+        (Command::Pause, _) => {
+            state.phase = Phase::Paused;
+            Verdict::Pause
+        }
+        (Command::Resume, _) => {
+            state.phase = Phase::Running;
+            state.begin_step(now);
+            Verdict::Resume
+        }
+        (Command::Promote | Command::Start | Command::Abort, _) => state.next_step(config, now),
+    };
+    state.record(Decision { at: now, by: by.into(), verdict, figures: None });
+    Ok(state)
+}
+
+/// In any phase: one that is done goes back, too, and one that was taken back or never began is not tried by itself any more.
+fn abort(state: Option<&State>, config: &Rollout, release: &str, by: &str, now: At) -> Result<State, String> {
+    let mut state = state.cloned().unwrap_or_else(|| State::begin(release, 1, config, by, now));
+    if matches!(state.phase, Phase::RolledBack { by_hand: true, .. }) {
+        return Err("it was aborted already".into());
+    }
+    let verdict = state.roll_back(Cause::Abort, now);
+    state.record(Decision { at: now, by: by.into(), verdict, figures: None });
+    Ok(state)
+}
+
+fn start(state: Option<&State>, config: &Rollout, release: &str, by: &str, now: At) -> Result<State, String> {
+    let Some(state) = state else { return Ok(State::begin(release, 1, config, by, now)) };
+    if state.is_live() && state.release == release {
+        return Err("it is in progress already".into());
+    }
+    let left = state.cooling_down(config, now);
+    if !left.is_zero() {
+        let left = human::format(Duration::from_secs(left.as_secs().max(1)));
+        return Err(format!("the canary was taken back; `cool_down` lasts for another {left}"));
+    }
+    let attempt = if state.release == release { state.attempt.saturating_add(1) } else { 1 };
+    Ok(State::begin(release, attempt, config, by, now).after(state))
+}
+
+impl State {
+    /// Decides by what came since [`looked_at`](Self::looked_at).
+    pub fn look(&mut self, look: &Look, config: &Rollout, by: &str, now: At) -> Decision {
+        self.last_error = None;
+        self.watched += now.since(self.looked_at).min(LOOKS_MISSED * config.interval);
+        self.looked_at = now;
+        let step = Step { config, percent: self.percent, held: self.watched, now };
+        let Standing { figures, against, not_yet } = self.guards.look(look, &step);
+        let enough = step.held >= config.hold;
+        let verdict = match (against, not_yet) {
+            (Some(cause), _) => self.roll_back(cause, now),
+            // There is nothing to see while the baseline is bad, so that time does not count.
+            (None, Some(why @ Why::BaselineBad)) => {
+                self.begin_step(now);
+                Verdict::Hold { why }
+            }
+            (None, _) if self.phase == Phase::Paused => Verdict::Hold { why: Why::Paused },
+            (None, _) if !enough => Verdict::Wait,
+            (None, Some(why)) if !figures.guards.is_empty() => Verdict::Hold { why },
+            (None, _) => self.next_step(config, now),
+        };
+        self.decided(verdict, Some(figures), by, now)
+    }
+
+    /// There are no figures since the last look, for this reason. Nothing is promoted, and nothing taken back.
+    pub fn blind(&mut self, error: String, by: &str, now: At) -> Decision {
+        self.last_error = Some(error.clone());
+        self.decided(Verdict::Hold { why: Why::NoEvidence { error } }, None, by, now)
+    }
+
+    fn decided(&mut self, verdict: Verdict, figures: Option<Figures>, by: &str, now: At) -> Decision {
+        let decision = Decision { at: now, by: by.into(), verdict, figures };
+        self.record(decision.clone());
+        decision
+    }
+
+    fn roll_back(&mut self, cause: Cause, now: At) -> Verdict {
+        let from = std::mem::replace(&mut self.percent, 0.0);
+        self.phase = Phase::RolledBack { at: now, by_hand: cause == Cause::Abort };
+        Verdict::RollBack { from, cause }
+    }
+
+    fn next_step(&mut self, config: &Rollout, now: At) -> Verdict {
+        let from = self.percent;
+        // By its share and not its number: the config may have got other steps meanwhile.
+        let Some(to) = config.steps.iter().map(|step| step.0).find(|step| *step > from) else {
+            self.phase = Phase::Done;
+            return Verdict::Done { percent: from };
+        };
+        self.percent = to;
+        self.begin_step(now);
+        self.guards = self.guards.next(now);
+        Verdict::Promote { from, to }
+    }
+
+    fn begin_step(&mut self, now: At) {
+        (self.step_since, self.watched) = (now, Duration::ZERO);
+    }
+
+    /// Takes over what an earlier rollout has decided, for people to read, and what was rolled out before.
+    fn after(mut self, earlier: &Self) -> Self {
+        let releases = earlier.earlier.iter().chain([&earlier.release]).filter(|release| **release != self.release);
+        self.earlier = releases.cloned().collect();
+        while self.earlier.len() > RELEASES {
+            self.earlier.pop_front();
+        }
+        let own = std::mem::replace(&mut self.decisions, earlier.decisions.clone());
+        own.into_iter().for_each(|decision| self.record(decision));
+        self
+    }
+}

@@ -1,0 +1,155 @@
+//! What a fleet has in common of a rollout: the document in the registry's store.
+
+use super::{At, Decision, decision::Verdict, guards::Guards};
+use crate::config::{Rollout, human};
+use serde::{Deserialize, Serialize};
+use std::{collections::VecDeque, time::Duration};
+
+/// Of the document. Whoever meets another one leaves it alone.
+const VERSION: u32 = 1;
+/// Decisions that are kept.
+const KEPT: usize = 20;
+
+/// One rollout, from its start to its end and after. Whoever holds the lock changes it, by compare-and-set; all others only
+/// read the [`weights`](Self::weights).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    pub version: u32,
+    /// What is rolled out.
+    pub release: String,
+    pub phase: Phase,
+    /// The canary's share in force.
+    pub percent: f64,
+    /// The how-manieth try of this release, from 1.
+    pub attempt: u32,
+    /// What was rolled out before, the latest last. Where pillions differ in their configs for a while, none of them takes
+    /// the fleet back to one of these by itself.
+    pub earlier: VecDeque<String>,
+    pub started_at: At,
+    pub step_since: At,
+    /// How much of the step was looked at: time in which nobody decided, or nothing was to be seen, is no trial.
+    #[serde(with = "human")]
+    pub watched: Duration,
+    /// Counts up with each version of the document, so that an older one is known as such.
+    pub revision: u64,
+    /// Until when what came was looked at.
+    pub looked_at: At,
+    /// Why there are no figures, while there are none.
+    pub last_error: Option<String>,
+    /// The latest last. Waits are not kept, nor is the same reason to hold twice in a row.
+    pub decisions: VecDeque<Decision>,
+    pub(super) guards: Guards,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Phase {
+    Running,
+    /// No next step. A bad canary is taken back all the same.
+    Paused,
+    /// The canary gets nothing.
+    RolledBack {
+        at: At,
+        by_hand: bool,
+    },
+    /// The last step is over, and its share stays.
+    Done,
+}
+
+impl State {
+    /// A rollout that begins now.
+    pub fn begin(release: &str, attempt: u32, config: &Rollout, by: &str, now: At) -> Self {
+        let first = config.steps.first().map_or(0.0, |step| step.0);
+        let mut state = Self {
+            version: VERSION,
+            release: release.to_owned(),
+            phase: Phase::Running,
+            percent: first,
+            attempt,
+            earlier: VecDeque::new(),
+            started_at: now,
+            step_since: now,
+            watched: Duration::ZERO,
+            revision: 0,
+            looked_at: now,
+            last_error: None,
+            decisions: VecDeque::new(),
+            guards: Guards::new(now),
+        };
+        state.record(Decision {
+            at: now,
+            by: by.into(),
+            verdict: Verdict::Start { to: first, attempt },
+            figures: None,
+        });
+        state
+    }
+
+    /// Of the document's text. One that another version of pillion wrote is refused.
+    pub fn read(text: &[u8]) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+
+        let broken = |error: serde_json::Error| format!("it is no rollout's state: {error}");
+        let Versioned { version } = serde_json::from_slice(text).map_err(broken)?;
+        if version != VERSION {
+            return Err(format!("it has version {version}; this pillion knows version {VERSION}"));
+        }
+        serde_json::from_slice(text).map_err(broken)
+    }
+
+    /// The document's text.
+    pub fn write(&self) -> Result<Vec<u8>, String> {
+        let text = serde_json::to_vec(self).map_err(|error| format!("it cannot be written: {error}"))?;
+        // What nobody could read would leave the whole fleet with what was before.
+        Self::read(&text)?;
+        Ok(text)
+    }
+
+    /// Whether `other` is of the same rollout, and was written before this.
+    pub fn is_newer_than(&self, other: &Self) -> bool {
+        let run = |state: &Self| (state.release.clone(), state.attempt, state.started_at);
+        run(self) == run(other) && self.revision > other.revision
+    }
+
+    /// What the splits between baseline and canary weigh now, in thousandths of a percent.
+    pub fn weights(&self) -> Weights {
+        let canary = (self.percent.clamp(0.0, 100.0) * 1000.0).round() as u32;
+        Weights { baseline: 100_000 - canary, canary }
+    }
+
+    /// Whether there is something to decide.
+    pub fn is_live(&self) -> bool {
+        matches!(self.phase, Phase::Running | Phase::Paused)
+    }
+
+    /// How long no rollout may begin yet.
+    pub fn cooling_down(&self, config: &Rollout, now: At) -> Duration {
+        match self.phase {
+            Phase::RolledBack { at, .. } => config.cool_down.saturating_sub(now.since(at)),
+            _ => Duration::ZERO,
+        }
+    }
+
+    pub(super) fn record(&mut self, decision: Decision) {
+        let last = self.decisions.back().map(|last| &last.verdict);
+        let again = matches!(decision.verdict, Verdict::Hold { .. }) && last == Some(&decision.verdict);
+        if again || decision.verdict == Verdict::Wait {
+            return;
+        }
+        self.decisions.push_back(decision);
+        while self.decisions.len() > KEPT {
+            self.decisions.pop_front();
+        }
+    }
+}
+
+/// The weights of a split's two targets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Weights {
+    pub baseline: u32,
+    pub canary: u32,
+}
