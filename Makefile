@@ -2,6 +2,7 @@
 # make check   formatting, lints, dependencies
 # make static  the program without shared libraries, as deploy/docker/Dockerfile has it (needs rustup, and Debian's musl-tools)
 # make bench   pillion beside its peers (benches/peers/README.md)
+# make verify  every promise (tests/verify/lines.toml) on a release build, with its figures: docs/verification.md
 # make fuzz    each decoder of what comes from outside on made-up bytes, for FUZZ_SECONDS (fuzz/)
 #
 # Servers and tools are installed by tests/servers/install.sh into a cache outside this folder; `make clean-cache` empties it.
@@ -27,7 +28,7 @@ MUSL := $(shell uname -m)-unknown-linux-musl
 FUZZ_SECONDS ?= 30
 FUZZ_TARGETS ?= $(sort $(basename $(notdir $(wildcard fuzz/targets/*.rs))))
 
-.PHONY: test check fmt clippy deny static bench fuzz clean-cache
+.PHONY: test check fmt clippy deny static bench verify fuzz clean-cache
 
 # With all features from the start, so that nothing is built twice.
 test:
@@ -73,6 +74,14 @@ bench:
 
 # Inputs that lead to something new are kept in fuzz/corpus, those that make a target fail in fuzz/artifacts. Without a
 # sanitizer: there is no unsafe code here for it to look at, and stable Rust has none.
+# VERIFY_ARGS is passed on: --only TEXT, --no-bench.
+verify:
+	$(INSTALL) test
+	$(INSTALL) bench
+	cargo build --release --locked
+	PATH="$$($(INSTALL) bin):$$PATH" PILLION_TEST_BIN="$$($(INSTALL) bin)" PILLION_RELEASE_BIN="$(CURDIR)/target/release/pillion" \
+	PEERBENCH="$(PEERBENCH)" BENCH_OURS='$(BENCH_OURS)' tests/verify/verify.py --out docs/verification.md $(VERIFY_ARGS)
+
 fuzz:
 	$(INSTALL) fuzz
 	cp Cargo.lock fuzz/Cargo.lock

@@ -20,6 +20,7 @@ use crate::{
     inbound::LocalApps,
     net::{
         activation::Activated,
+        descriptors,
         handover::States,
         listen::{self, Sockets},
     },
@@ -93,6 +94,7 @@ impl App {
     /// The same on sockets that are there already, where they are for what the config has; and if it says how to take over
     /// from another pillion, and there is one, on that one's. It goes on until all is ready here, and on an error after that.
     pub async fn start_on(config: Config, log: LogHandle, activated: Vec<Activated>) -> anyhow::Result<Self> {
+        descriptors::raise();
         let config = Arc::new(config);
         let mut before = match &config.upgrade {
             Some(upgrade) => TakeOver::begin(upgrade).await?,

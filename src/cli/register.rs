@@ -8,6 +8,7 @@ use crate::{
     app::{App, ConfigFile},
     config::{self, Config, Env, Overrides, RegisterPort},
     drain::{End, Step},
+    net::descriptors,
     telemetry::log,
 };
 use anyhow::Context;
@@ -256,6 +257,9 @@ impl Application {
         let process =
             command.args(arguments).kill_on_drop(true).spawn().with_context(|| format!("cannot run `{program}`"))?;
         let id = process.id().context("it has ended at once")?;
+        if let Some(id) = i32::try_from(id).ok().and_then(Pid::from_raw) {
+            descriptors::lower_again(id);
+        }
         tracing::info!(id, program, "the application was started");
         Ok(Self { process, id })
     }

@@ -1,9 +1,10 @@
 //! Sockets: accepting them, telling protocols apart, reading and writing them from one task, carrying bytes between two of
-//! them, TLS, and sockets from others.
+//! them, TLS, sockets from others, and how many there may be.
 
 pub mod activation;
 pub mod buffers;
 pub mod client_hello;
+pub mod descriptors;
 pub mod detect;
 pub mod handover;
 pub mod io;

@@ -1,5 +1,6 @@
 //! `pillion demo` as a user starts it.
 
+use crate::pillion::tested;
 use std::{
     io::Read,
     net::TcpListener,
@@ -12,7 +13,7 @@ use tokio::time::Instant;
 /// On ports of its own.
 fn demo(more: &[&str]) -> Child {
     let any = "127.0.0.1:0";
-    Command::new(env!("CARGO_BIN_EXE_pillion"))
+    Command::new(tested())
         .args(["demo", "--listen", any, "--admin", any, "--registry-listen", any, "--churn", "1s"])
         .args(more)
         .stdin(Stdio::null())
@@ -73,7 +74,7 @@ fn a_taken_port_is_named_with_the_way_out() {
     let there = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = there.local_addr().unwrap().to_string();
     let any = "127.0.0.1:0";
-    let output = Command::new(env!("CARGO_BIN_EXE_pillion"))
+    let output = Command::new(tested())
         .args(["demo", "--for", "1s", "--listen", &address, "--admin", any, "--registry-listen", any])
         .output()
         .unwrap();

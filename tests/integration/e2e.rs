@@ -1,6 +1,6 @@
 //! The pillion program as a child process, upstreams for it, and load on it.
 
-use crate::socket::Socket;
+use crate::{pillion::tested, socket::Socket};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, Version, header::HOST};
 use http_body_util::{BodyExt, Empty, Full};
@@ -54,7 +54,7 @@ pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
 
 /// The program that the tests were built with, without what the caller's environment would tell it.
 pub fn pillion(args: &[&str]) -> Command {
-    program(Path::new(env!("CARGO_BIN_EXE_pillion")), args)
+    program(Path::new(tested()), args)
 }
 
 pub fn program(path: &Path, args: &[&str]) -> Command {

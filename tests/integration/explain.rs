@@ -3,7 +3,7 @@
 use crate::{
     e2e::until,
     peer::{Answering, get, ok, post},
-    pillion::{Pillion, Setup},
+    pillion::{Pillion, Setup, tested},
     routing::{SUBSETS, asked, labelled, routed, versions},
 };
 use serde_json::Value;
@@ -15,7 +15,7 @@ use std::sync::{
 /// What `pillion explain` prints.
 async fn explained(pillion: &Pillion, args: &[&str]) -> String {
     let admin = pillion.admin().to_string();
-    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_pillion"));
+    let mut command = tokio::process::Command::new(tested());
     let output = command.arg("explain").args(args).args(["--admin", &admin]).output().await.unwrap();
     String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap()
 }

@@ -2,6 +2,7 @@
 
 use crate::{
     e2e::{self, PATIENCE},
+    pillion::tested,
     servers,
 };
 use rustix::{
@@ -80,7 +81,7 @@ impl Namespace {
     }
 
     pub fn pillion(&self, args: &[&str]) -> Command {
-        let mut command = self.command(env!("CARGO_BIN_EXE_pillion"));
+        let mut command = self.command(tested());
         command.args(args);
         command
     }

@@ -8,6 +8,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Stdio,
+    sync::LazyLock,
     time::{Duration, SystemTime},
 };
 use tempfile::TempDir;
@@ -18,9 +19,16 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// The program as users run it, if `PILLION_RELEASE_BIN` says where that is; else the one that the tests were built with.
+/// The program under test: the one that was built with the tests, or where `PILLION_BIN` says (`make verify`).
+pub fn tested() -> &'static str {
+    static PATH: LazyLock<String> =
+        LazyLock::new(|| env::var("PILLION_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_pillion").into()));
+    &PATH
+}
+
+/// The program as users run it, if `PILLION_RELEASE_BIN` says where that is; else [`tested`].
 pub fn optimised() -> PathBuf {
-    env::var_os("PILLION_RELEASE_BIN").map_or_else(|| env!("CARGO_BIN_EXE_pillion").into(), PathBuf::from)
+    env::var_os("PILLION_RELEASE_BIN").map_or_else(|| tested().into(), PathBuf::from)
 }
 
 const IN_FORCE: &str = "the new config is in force";
@@ -140,7 +148,7 @@ impl Setup {
         );
         let path = dir.path().join("pillion.yaml");
         fs::write(&path, &config).unwrap();
-        let program = if self.optimised { optimised() } else { env!("CARGO_BIN_EXE_pillion").into() };
+        let program = if self.optimised { optimised() } else { tested().into() };
         let mut child = Command::new(program)
             .args(["run", "--config"])
             .arg(&path)

@@ -2,6 +2,7 @@
 
 use crate::{
     e2e::{ANY, Pillion, Upstream, get, pillion, soon, until},
+    pillion::tested,
     programs::{Output, run, wait},
     servers::{free_port, program},
 };
@@ -185,7 +186,7 @@ fn elsewhere(file: &str, folder: &TempDir, app: u16) -> PathBuf {
 /// The words of the service's `ExecStart`, for this pillion and this config.
 fn started(unit: &str, config: &Path) -> Vec<String> {
     let line = setting(unit, "ExecStart");
-    let (pillion, config) = (env!("CARGO_BIN_EXE_pillion"), config.to_str().unwrap());
+    let (pillion, config) = (tested(), config.to_str().unwrap());
     line.replace("/usr/local/bin/pillion", pillion)
         .replace("/etc/pillion/pillion.yaml", config)
         .split(' ')
@@ -236,7 +237,7 @@ async fn what_the_service_starts_tells_systemd_how_it_is() {
     };
     let words = started(&unit, &elsewhere("systemd/pillion.yaml", &folder, free_port()));
     let mut command = pillion(&words[1..].iter().map(String::as_str).collect::<Vec<_>>());
-    assert_eq!(words[0], env!("CARGO_BIN_EXE_pillion"));
+    assert_eq!(words[0], tested());
     let watchdog = time(setting(&unit, "WatchdogSec")).as_micros().to_string();
     command.env("NOTIFY_SOCKET", folder.path().join("notify")).env("WATCHDOG_USEC", watchdog);
     let mut pillion = Pillion::start(&mut command).await;
@@ -317,7 +318,7 @@ async fn the_dockerfile_keeps_buildkits_rules() {
 /// the static one.)
 #[tokio::test]
 async fn pillion_needs_no_library_but_that_of_c() {
-    let found = run("readelf", ["--dynamic", "--wide", env!("CARGO_BIN_EXE_pillion")]).await;
+    let found = run("readelf", ["--dynamic", "--wide", tested()]).await;
     let needed = found.stdout.lines().filter(|line| line.contains("(NEEDED)"));
     let needed: Vec<_> = needed.filter_map(|line| line.split(['[', ']']).nth(1)).collect();
     assert!(needed.contains(&"libc.so.6"), "{}", found.stdout);

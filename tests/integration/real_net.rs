@@ -3,6 +3,7 @@
 use crate::{
     e2e::{output, soon},
     netns::{Caller, Namespace},
+    pillion::tested,
     servers,
 };
 use serde_json::Value;
@@ -415,7 +416,7 @@ async fn show_tells_programs_as_well() {
 #[tokio::test]
 async fn without_the_right_or_the_program_it_is_told_what_to_do() {
     let scene = Scene::new();
-    let pillion = env!("CARGO_BIN_EXE_pillion");
+    let pillion = tested();
     for command in [&["up", "--pillion-user", "65532"][..], &["down"], &["show"]] {
         let mut powerless = scene.machine.command("setpriv");
         powerless.args(["--bounding-set", "-net_admin", pillion, "net"]).args(command);

@@ -1,10 +1,10 @@
 //! Speed from a registry to the table, and memory, at the size of a mesh.
 
 use crate::{
-    e2e::{ANY, Client, Pillion, Upstream, get, program, soon, summary, until_answer},
-    servers::{ConsulServer, EtcdServer, program as installed},
+    e2e::{ANY, Client, Pillion, Upstream, get, program, soon, summary, until, until_answer},
+    servers::{ConsulServer, EtcdServer, RedisServer, program as installed},
 };
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, future::join_all, stream};
 use http::Version;
 use pillion::{
     cluster::Cluster,
@@ -13,13 +13,18 @@ use pillion::{
     registry::{Consul, Etcd, Registry},
     telemetry::{Telemetry, access_log, labels::WORDS, metrics::Metrics},
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
-use tokio::time::{Instant, sleep};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::{Instant, sleep},
+};
 
 /// Discovery as the program has it, with one registry.
 fn discovery(registry: Arc<dyn Registry>) -> Handle {
@@ -140,4 +145,53 @@ async fn memory_follows_what_the_app_calls_and_not_the_size_of_the_mesh() {
     println!("memory: {idle} KiB idle, {busy} KiB with {CALLED} of {SERVICES} services called");
     assert!(idle <= 12 * 1024, "{idle} KiB idle");
     assert!(busy <= 25 * 1024, "{busy} KiB");
+}
+
+/// Held by a Redis, so that its ends are no descriptors of this program's.
+#[tokio::test]
+async fn idle_connections_take_little_memory() {
+    // Of pillion's descriptors each takes two; `ulimit -Hn` may allow fewer than the ten thousand.
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit.clone() }).unwrap();
+    let allowed = limit.maximum.unwrap_or(u64::MAX);
+    let many = usize::try_from((allowed - 1000) / 2).unwrap().min(10_000);
+    let release = tokio::task::spawn_blocking(release).await.unwrap();
+    let redis = RedisServer::start_with(&["--maxclients", "10100"], &[]).await;
+    let dir = tempfile::TempDir::new().unwrap();
+    let (instances, config) = (dir.path().join("instances.yaml"), dir.path().join("pillion.yaml"));
+    std::fs::write(&instances, format!("cache: [\"{}\"]\n", redis.address())).unwrap();
+    let text = format!(
+        "listeners:\n  - {{ name: cache, listen: \"{ANY}\", protocol: tcp, service: cache }}\nadmin: {{ listen: \"{ANY}\" }}\n\
+         registries: {{ main: {{ type: file, path: \"{}\" }} }}\nservices: {{ cache: {{ limits: {{ connections: 20000 }} }} }}\n",
+        instances.display()
+    );
+    std::fs::write(&config, text).unwrap();
+    let pillion = Pillion::start(&mut program(&release, &["run", config.to_str().unwrap()])).await;
+    let asked = async || {
+        let mut peer = soon("a connection", TcpStream::connect(pillion.listener("cache"))).await.unwrap();
+        let mut answer = [0; 7];
+        peer.write_all(b"PING\r\n").await.unwrap();
+        soon("an answer", peer.read_exact(&mut answer)).await.unwrap();
+        assert_eq!(&answer, b"+PONG\r\n");
+        peer
+    };
+    // What the program needs once is not counted as the connections'.
+    drop(join_all((0..200).map(|_| asked())).await);
+    until("them to end", async || pillion.metric("pillion_tcp_connections").await == 0.0).await;
+    let before = pillion.resident();
+    let mut held = Vec::new();
+    while held.len() < many {
+        let some = (many - held.len()).min(100);
+        held.extend(join_all((0..some).map(|_| asked())).await);
+    }
+    assert_eq!(pillion.metric("pillion_tcp_connections").await, many as f64);
+    let each = (pillion.resident() - before) as f64 / many as f64;
+    println!("{many} idle connections through pillion: {each:.1} KiB of resident memory each");
+    assert!(each <= 6.0, "{each:.1} KiB");
+    // Each of them still works.
+    for peer in &mut held {
+        let mut answer = [0; 7];
+        peer.write_all(b"PING\r\n").await.unwrap();
+        soon("an answer", peer.read_exact(&mut answer)).await.unwrap();
+    }
 }

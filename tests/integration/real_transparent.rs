@@ -4,6 +4,7 @@ use crate::{
     e2e::{self, Client, Pillion, output, soon, until},
     netns::{Caller, Namespace},
     peer::{Peer, get},
+    pillion::tested,
     servers,
     tcp::{client_hello, tls},
 };
@@ -76,7 +77,7 @@ impl Scene {
         let file = self.dir.path().join("pillion.yaml");
         fs::write(&file, config).unwrap();
         let mut command = self.machine.command("setpriv");
-        command.args(["--regid", PILLION, "--clear-groups", env!("CARGO_BIN_EXE_pillion"), "run"]).arg(&file);
+        command.args(["--regid", PILLION, "--clear-groups", tested(), "run"]).arg(&file);
         let mut pillion = Pillion::start(&mut command).await;
         if more.contains("services:") {
             // Addresses of services are known from here on.

@@ -2,13 +2,15 @@
 //! pillion's own listener finds it.
 
 use crate::{
-    e2e::{ANY, Pillion, get_path, output, pillion, until},
+    e2e::{ANY, Pillion, get_path, output, pillion, program, until},
     instance::Instance,
     peer::Peer,
+    pillion::tested,
 };
 use std::{
     fs,
     io::{PipeWriter, pipe},
+    path::Path,
 };
 use tempfile::TempDir;
 
@@ -68,6 +70,30 @@ async fn one_that_ends_by_the_signal_that_pillion_sends_it_has_ended_well() {
     pillion.signal("TERM");
     assert_eq!(pillion.ended().await, 0, "{}", pillion.log());
     pillion.until_logged("the application has ended status=signal: 15").await;
+}
+
+#[tokio::test]
+async fn it_keeps_the_limit_of_open_files_that_pillion_raises_for_itself() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("pillion.yaml");
+    let nobody = "{ service: web, address: 127.0.0.1, port: 1 }";
+    fs::write(&file, format!("{REGISTRY}register: [{nobody}]\n")).unwrap();
+    let limited = ["-c", "ulimit -S -n 256; exec \"$@\"", "sh", tested()];
+    let with = ["register", "--listen", ANY, "--admin", ANY, file.to_str().unwrap(), "--", "sleep", "3600"];
+    let mut pillion = Pillion::start(&mut program(Path::new("sh"), &[&limited[..], &with].concat())).await;
+    pillion.until_logged("the application was started id=").await;
+    let log = pillion.log();
+    let id = log.split_once("was started id=").unwrap().1.split_whitespace().next().unwrap();
+    let soft_and_hard = |id: &str| {
+        let limits = fs::read_to_string(format!("/proc/{id}/limits")).unwrap();
+        let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        let words: Vec<_> = line.split_whitespace().map(str::to_owned).collect();
+        (words[3].clone(), words[4].clone())
+    };
+    let (soft, hard) = soft_and_hard(&pillion.id().to_string());
+    assert_eq!(soft, hard);
+    assert_ne!(soft, "256");
+    until("the application's limit", async || soft_and_hard(id) == ("256".into(), hard.clone())).await;
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use crate::{
     e2e::{self, output, soon, until},
     netns::{Caller, Namespace},
     peer::Peer,
+    pillion::tested,
     servers::program,
 };
 use std::{fs, os::unix::fs::PermissionsExt, process::Stdio};
@@ -51,7 +52,7 @@ impl Scene {
         );
         fs::write(&path, own + config).unwrap();
         let mut command = self.machine.command("setpriv");
-        command.args(["--regid", &PILLION_GROUP.to_string(), "--clear-groups", env!("CARGO_BIN_EXE_pillion"), "run"]);
+        command.args(["--regid", &PILLION_GROUP.to_string(), "--clear-groups"]).arg(tested()).arg("run");
         let process = e2e::Pillion::start(command.arg(path)).await;
         Pillion { scene: self, process }
     }

@@ -2,6 +2,7 @@
 
 use crate::{
     e2e::{ANY, Client, Load, Pillion, Upstream, get, get_path, pillion, program, soon, until},
+    pillion::tested,
     socket::free_port,
 };
 use http::Version;
@@ -304,7 +305,7 @@ async fn a_file_that_was_left_behind_is_no_hindrance() {
 fn activated(sockets: [&TcpListener; 2], names: &str, config: &Path) -> tokio::process::Command {
     let script = "exec 3<&0 4<&1 </dev/null >/dev/null; export LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=\"$1\"\n\
                   exec \"$0\" run \"$2\"";
-    let mut command = program(Path::new("sh"), &["-c", script, env!("CARGO_BIN_EXE_pillion"), names]);
+    let mut command = program(Path::new("sh"), &["-c", script, tested(), names]);
     let [first, second] = sockets.map(|socket| Stdio::from(OwnedFd::from(socket.try_clone().unwrap())));
     command.arg(config).stdin(first).stdout(second);
     command

@@ -2,6 +2,7 @@
 
 use crate::{
     e2e::{ANY, Load, Pillion, get, output, pillion, program, soon},
+    pillion::tested,
     upgrade::Setup,
 };
 use http::Version;
@@ -189,7 +190,7 @@ async fn another_user_gets_nothing() {
     // As if the file's mode did not keep them out; the program is copied to where everybody may read it.
     let folder = setup.folder.path();
     let (copy, config) = (folder.join("pillion"), setup.config("pillion.yaml", 1, &egress()));
-    fs::copy(env!("CARGO_BIN_EXE_pillion"), &copy).unwrap();
+    fs::copy(tested(), &copy).unwrap();
     for (path, mode) in [
         (folder.to_owned(), 0o755),
         (setup.socket().parent().unwrap().to_owned(), 0o755),

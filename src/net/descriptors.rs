@@ -1,0 +1,28 @@
+//! How many descriptors this process may have: a connection that is carried takes two.
+
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
+use std::sync::OnceLock;
+
+/// As it was when the program started.
+static FOUND: OnceLock<Rlimit> = OnceLock::new();
+
+/// Takes all that may be had. The soft limit is 1,024 nearly everywhere, for the sake of programs that use `select`; one of many
+/// connections is meant to raise it.
+pub fn raise() {
+    let found = FOUND.get_or_init(|| getrlimit(Resource::Nofile));
+    if found.current == found.maximum {
+        return;
+    }
+    match setrlimit(Resource::Nofile, Rlimit { current: found.maximum, ..found.clone() }) {
+        Ok(()) => tracing::debug!(from = ?found.current, to = ?found.maximum, "more open files are allowed"),
+        Err(error) => tracing::warn!(%error, limit = ?found.current, "the limit of open files could not be raised"),
+    }
+}
+
+/// Gives a child the limit back with which this process was started: it may be one that uses `select`.
+pub fn lower_again(child: Pid) {
+    if let Some(found) = FOUND.get() {
+        // It may have ended just now.
+        let _ = prlimit(Some(child), Resource::Nofile, found.clone());
+    }
+}
