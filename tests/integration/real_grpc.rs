@@ -61,7 +61,7 @@ async fn deadlines_are_passed_on_and_kept() {
 async fn a_call_given_up_is_given_up_at_the_server() {
     let servers = servers(1, &[]).await;
     let pillion = started(&servers, "user-service: {}").await;
-    check(pillion.egress(), &["-mode", "cancel", "-n", "8"]).await;
+    check(pillion.egress(), &["-mode", "cancel", "-n", "8", "-concurrency", "8"]).await;
     pillion.until_metric("pillion_requests_in_flight", &[], 0.0).await;
     crate::servers::eventually("the server to notice", async || {
         let stats = check(servers[0].address, &["-mode", "stats"]).await;
