@@ -231,14 +231,21 @@ impl Destination<'_> {
         waiting.shorten(&mut parts.headers);
         waiting.begin_try();
         let keep = self.service.retry.buffer;
-        match lease {
+        let sent = match lease {
             Lease::H1(lease) => {
                 let reused = lease.is_reused();
                 let sent = h1::send(lease, parts, body, keep, waiting, interim).await;
                 sent.map_err(|failure| SendFailure { reused, ..failure })
             }
             Lease::H2(lease) => h2::send(lease, parts, body, keep, waiting, interim).await,
-        }
+        };
+        sent.map_err(|failure| match failure.error.reason {
+            // It was told when the caller's deadline is, and gave up then: the news of that may be faster than our own timer.
+            Reason::UpstreamClosed if waiting.is_past_deadline() => {
+                SendFailure { error: headers::past_deadline(), ..failure }
+            }
+            _ => failure,
+        })
     }
 
     /// What to speak to the endpoint: what the config says, what the registry says, what the request needs. `None`: what

@@ -130,6 +130,11 @@ impl<'t> Waiting<'t> {
         (self.sent, self.seen, self.quiet, self.until) = (false, 0, 0, self.over);
     }
 
+    /// Whether the caller's deadline has passed, as whoever was told of it sees it: headers say it in milliseconds.
+    pub fn is_past_deadline(&self) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= Instant::now() + Duration::from_millis(1))
+    }
+
     /// When the caller wants its answer at the latest.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline

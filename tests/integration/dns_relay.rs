@@ -4,7 +4,7 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
@@ -37,6 +37,7 @@ pub struct DnsRelay {
 #[derive(Default)]
 struct Counts {
     questions: AtomicUsize,
+    labels: Mutex<Vec<String>>,
     connections: AtomicUsize,
     silent: AtomicBool,
     without_tcp: AtomicBool,
@@ -52,6 +53,8 @@ impl DnsRelay {
             let mut bytes = [0; 4096];
             loop {
                 let (length, from) = udp.recv_from(&mut bytes).await.unwrap();
+                let asked = Asked { bytes: bytes[..length].to_vec(), from, over_tcp: false };
+                seen.labels.lock().unwrap().push(asked.label());
                 seen.questions.fetch_add(1, Relaxed);
                 if !seen.silent.load(Relaxed) {
                     tokio::spawn(pass_on(udp.clone(), bytes[..length].to_vec(), from, server_port));
@@ -81,6 +84,11 @@ impl DnsRelay {
     /// Datagrams since the start.
     pub fn questions(&self) -> usize {
         self.counts.questions.load(Relaxed)
+    }
+
+    /// The first label of the name that each of them asked for.
+    pub fn labels(&self) -> Vec<String> {
+        self.counts.labels.lock().unwrap().clone()
     }
 
     /// TCP connections since the start.

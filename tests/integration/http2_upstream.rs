@@ -242,3 +242,35 @@ async fn a_connection_that_nobody_waits_for_any_more_is_no_trap_for_the_next_req
     drop((silent, fresh));
     assert_eq!(next.response().await.status(), 502);
 }
+
+/// A server resets what has taken too long by the time that it was told, and may be heard before pillion looks at its own clock:
+/// here pillion stands still meanwhile.
+#[tokio::test]
+async fn what_the_upstream_gives_up_at_the_deadline_is_past_its_deadline() {
+    let upstream = H2Upstream::bind().await;
+    let pillion = Setup::users([upstream.instance()]).start().await;
+    let client = Client::connect(pillion.egress()).await;
+    let mut connection = None;
+    for (timeout, past) in [("5S", true), ("60S", false)] {
+        let call = Request::post("http://user-service/a.B/C").header("content-type", "application/grpc");
+        let (response, _) = client.start(call.header("grpc-timeout", timeout).body(()).unwrap(), true).await;
+        if connection.is_none() {
+            connection = Some(upstream.accept().await);
+        }
+        let mut exchange = connection.as_mut().unwrap().next().await;
+        if past {
+            pillion.signal("STOP").await;
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            exchange.respond.send_reset(h2::Reason::CANCEL);
+            // Until that is there.
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            pillion.signal("CONT").await;
+        } else {
+            exchange.respond.send_reset(h2::Reason::CANCEL);
+        }
+        let answer = soon("a response", collect(response)).await.unwrap();
+        let found = ["grpc-status", "x-pillion-error"].map(|name| answer.headers[name].to_str().unwrap());
+        let expected = if past { ["4", "deadline_exceeded"] } else { ["14", "upstream_closed"] };
+        assert_eq!(found, expected, "{timeout}");
+    }
+}

@@ -10,8 +10,8 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-/// Far more than anything should take; only a failing test waits so long.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// Far more than anything should take, on a machine that is busy with other things too; only a failing test waits so long.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A connection, seen from either end.
 pub struct Peer {

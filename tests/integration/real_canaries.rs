@@ -105,7 +105,7 @@ async fn a_query_takes_a_canary_back() {
     let (consul, prometheus) = (ConsulServer::start().await, PrometheusServer::reserve());
     let query = "sum(rate(pillion_subset_requests_total{subset=\\\"canary\\\"}[2s]))";
     let more = format!(
-        ", prometheus: {{ address: '{}' }}, queries: [ {{ name: many, query: \"{query}\", above: 150, for: 1s }} ]",
+        ", prometheus: {{ address: '{}' }}, queries: [ {{ name: many, query: \"{query}\", above: 40, for: 1s }} ]",
         prometheus.url()
     );
     let fleet = Fleet::start(&consul, &more).await;

@@ -99,7 +99,7 @@ async fn instances_leave_and_join_every_second_and_no_request_fails() {
     http1.assert_good();
     http2.assert_good();
     for (service, requests) in [("web", web), ("api", api)] {
-        assert!(requests.len() as u64 >= TIME.as_secs() / 2, "{service}: {} left", requests.len());
+        assert!(requests.len() >= INSTANCES, "{service}: {} left", requests.len());
         assert!(requests.iter().all(|count| *count > 0), "{service}: every one took its share: {requests:?}");
     }
     pillion.signal("TERM");

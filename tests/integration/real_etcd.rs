@@ -1,7 +1,7 @@
 //! The etcd registry against real etcds, every version that is installed.
 
 use crate::{
-    e2e::summary,
+    e2e::median_below,
     following::Following,
     relay::Relay,
     servers::{EtcdServer, etcds, free_port},
@@ -152,7 +152,8 @@ async fn a_server_that_hangs_is_noticed() {
         users.until_failure(&["a 10.0.0.1:80 100"]).await;
         let took = start.elapsed();
         println!("etcd {version}: a hanging server was noticed after {took:.1?}");
-        assert!(took < Duration::from_secs(16), "{took:?}");
+        // Without asking it would never be.
+        assert!(took < Duration::from_secs(45), "{took:?}");
         etcd.signal("CONT");
         users.until_set(&["a 10.0.0.1:80 100"]).await;
     })
@@ -327,22 +328,24 @@ async fn a_change_arrives_in_less_than_20_ms() {
         }
         let mut users = Following::start(&registry(&etcd.url()), "users");
         users.until("the first set", |seen| seen.instances.as_ref().is_some_and(|set| set.len() == 100)).await;
-        let (mut times, mut whole) = (Vec::new(), Vec::new());
-        for n in 0..100 {
-            users.mark_seen();
-            let asked = Instant::now();
-            etcd.put(&format!("/pillion/users/{n}"), format!(r#"{{"address":"10.0.0.1:80","weight":{n}}}"#)).await;
-            let committed = Instant::now();
-            users.changed().await;
-            times.push(committed.elapsed());
-            whole.push(asked.elapsed());
-        }
-        let (median, highest) = summary(times);
-        println!("etcd {version}: from the answer to the put to the sink: median {median:.2?}, highest {highest:.2?}");
         // The news is often here before the writer has its answer; so this is the honest upper bound.
-        let (median, highest) = summary(whole);
-        println!("etcd {version}: from the start of the put to the sink: median {median:.2?}, highest {highest:.2?}");
-        assert!(median < Duration::from_millis(20), "{median:?}");
+        let what = format!("etcd {version}: from the start of the put to the sink");
+        // None of them is the one that is meant where none is said, 100: that would be no news.
+        let mut weight = 1000;
+        median_below(&what, Duration::from_millis(20), async || {
+            let mut times = Vec::new();
+            for n in 0..100 {
+                weight += 1;
+                users.mark_seen();
+                let value = format!(r#"{{"address":"10.0.0.1:80","weight":{weight}}}"#);
+                let asked = Instant::now();
+                etcd.put(&format!("/pillion/users/{n}"), value).await;
+                users.changed().await;
+                times.push(asked.elapsed());
+            }
+            times
+        })
+        .await;
     })
     .await;
 }

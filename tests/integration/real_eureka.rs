@@ -1,7 +1,7 @@
 //! The Eureka registry against real servers.
 
 use crate::{
-    e2e::summary,
+    e2e::median_below,
     following::Following,
     relay::Relay,
     servers::{Certificates, EurekaServer, eureka_instance, eventually, free_port, program},
@@ -74,7 +74,8 @@ async fn a_change_is_followed() {
     // One goes by its own word, the other one when nobody renews it any more.
     eureka.remove("users", "a").await;
     users.until_set(&["b 10.0.0.1:8443 100"]).await;
-    let dying = json!({"leaseInfo": {"renewalIntervalInSecs": 1, "durationInSecs": 1}});
+    // (Not before it was seen at all.)
+    let dying = json!({"leaseInfo": {"renewalIntervalInSecs": 1, "durationInSecs": 5}});
     eureka.register("users", "b", 8001, dying).await;
     users.until_set(&["b 10.0.0.1:8001 100"]).await;
     users.until_set(&[]).await;
@@ -86,18 +87,22 @@ async fn a_change_arrives_within_the_interval() {
     let registry = open(to(&[eureka.url()]));
     let mut users = Following::start(&registry, "users");
     users.until_set(&[]).await;
-    let mut times = Vec::new();
-    for weight in 1..=15 {
-        eureka.register("users", "a", 80, json!({"metadata": {"weight": weight.to_string()}})).await;
-        let registered = Instant::now();
-        users.until_set(&[&format!("a 10.0.0.1:80 {weight}")]).await;
-        times.push(registered.elapsed());
-    }
-    let (median, highest) = summary(times);
-    println!(
-        "eureka: from a registration to the sink, of which {CACHE:?} may be the server's cache and {INTERVAL:?} the interval: median {median:.2?}, highest {highest:.2?}"
+    let what = format!(
+        "eureka: from a registration to the sink, of which {CACHE:?} may be the server's cache and {INTERVAL:?} the interval"
     );
-    assert!(median < CACHE + INTERVAL.mul_f64(1.1) + Duration::from_millis(100), "{median:?}");
+    let mut weight = 0;
+    median_below(&what, CACHE + INTERVAL.mul_f64(1.1) + Duration::from_millis(100), async || {
+        let mut times = Vec::new();
+        for _ in 0..15 {
+            weight += 1;
+            eureka.register("users", "a", 80, json!({"metadata": {"weight": weight.to_string()}})).await;
+            let registered = Instant::now();
+            users.until_set(&[&format!("a 10.0.0.1:80 {weight}")]).await;
+            times.push(registered.elapsed());
+        }
+        times
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -179,9 +184,9 @@ async fn one_of_two_servers_is_used_and_the_other_when_it_fails() {
     servers[1 - in_use].set_metadata("users", "a", "weight=7").await;
     users.until_set(&["a 10.0.0.1:80 7", "b 10.0.0.1:80 100"]).await;
     let before = counts();
-    sleep(5 * INTERVAL).await;
+    eventually("five more polls", async || counts()[1].1 >= before[1].1 + 5).await;
     assert_eq!(counts()[0], before[0], "the one that is gone is left alone while the other one answers");
-    assert_eq!((counts()[1].0, counts()[1].1 > before[1].1), (1, true));
+    assert_eq!(counts()[1].0, 1);
 }
 
 #[tokio::test]
@@ -270,7 +275,8 @@ async fn two_hundred_services_of_twenty_instances() {
     sleep(10 * INTERVAL).await;
     let idle = (relay.requests() - before, relay.until(0, |_| true).await.down - all);
     println!("eureka: {} requests and {} bytes in {:.1?} without a change", idle.0, idle.1, quiet.elapsed());
-    assert!(idle.0 <= 12, "{idle:?}");
+    let most = 2 + (quiet.elapsed().as_secs_f64() / INTERVAL.as_secs_f64()) as usize;
+    assert!(idle.0 <= most, "{idle:?}");
 
     // All that there is to change, while deltas come in.
     for step in 0..60 {

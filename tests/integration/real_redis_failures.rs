@@ -7,7 +7,7 @@ use crate::{
 };
 use pillion::{
     config::{RedisLayout, RedisRegistry, Secret, Tls},
-    registry::{Redis, Registry, sink},
+    registry::{Observation, Redis, Registry, sink},
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -91,7 +91,8 @@ async fn a_server_that_hangs_is_noticed() {
         users.until_failure(&["a 10.0.0.1:80 100"]).await;
         let took = start.elapsed();
         println!("redis: a hanging server was noticed after {took:.1?}, checked each {interval:?}");
-        assert!(took < Duration::from_secs(10), "{took:?}");
+        // By a question each 4 s that has to be answered within 5 s.
+        assert!(took < Duration::from_secs(25), "{took:?}");
         redis.signal("CONT");
         users.until_set(&["a 10.0.0.1:80 100"]).await;
     }
@@ -110,7 +111,7 @@ async fn a_silent_cut_is_noticed() {
     redis.cli(&["SET", "/pillion/users/b", "10.0.0.2:80"]);
     let failure = users.until_failure(&["a 10.0.0.1:80 100"]).await;
     println!("redis: a silent cut was noticed after {:.1?}: {failure}", start.elapsed());
-    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(25), "{:?}", start.elapsed());
     relay.mend();
     users.until_set(&["a 10.0.0.1:80 100", "b 10.0.0.2:80 100"]).await;
 }
@@ -163,12 +164,17 @@ async fn a_replica_that_lost_its_master_is_not_believed() {
         let registry = open(RedisRegistry { interval: NO_CHECKS, ..to(replica.address()) });
         let mut users = Following::start(&registry, "users");
         users.until_set(&[]).await;
-        master.cli(&["SET", "/pillion/users/a", "10.0.0.1:80", "PX", "1500"]);
+        // So long that it is seen, and the master is gone, before its time is over.
+        master.cli(&["SET", "/pillion/users/a", "10.0.0.1:80", "PX", "6000"]);
         users.until_set(&["a 10.0.0.1:80 100"]).await;
         master.kill();
-        let failure = users.until_failure(&["a 10.0.0.1:80 100"]).await;
-        assert!(failure.contains(expected), "{failure}");
-        assert!(!replica.try_cli(&["EXISTS", "/pillion/users/a"]).contains('1'), "it would have been believed");
+        eventually("what would have been believed", async || {
+            !replica.try_cli(&["EXISTS", "/pillion/users/a"]).contains('1')
+        })
+        .await;
+        let failed = |seen: &Observation| seen.failure.as_ref().is_some_and(|it| it.to_string().contains(expected));
+        users.until(expected, failed).await;
+        users.until_failure(&["a 10.0.0.1:80 100"]).await;
         // Back, and empty: the replica is emptied, and now that is the truth.
         master.restart().await;
         users.until_set(&[]).await;
@@ -295,7 +301,7 @@ async fn a_fail_over_is_followed_and_empties_nothing() {
     for id in ["a", "b"] {
         cluster.master.cli(&["SET", &format!("/pillion/users/{id}"), "10.0.0.1:80"]);
     }
-    assert_eq!(cluster.master.cli(&["WAIT", "1", "5000"]), "1");
+    assert_eq!(cluster.master.cli(&["WAIT", "1", "60000"]), "1");
     let mut users = Following::start(&registry, "users");
     let smallest = Smallest::watch(&registry, "users");
     let both = ["a 10.0.0.1:80 100", "b 10.0.0.1:80 100"];
@@ -332,7 +338,7 @@ async fn the_news_of_a_switch_ends_the_old_connection() {
     let mut cluster = SentinelCluster::start().await;
     let registry = open(RedisRegistry { interval: NO_CHECKS, ..behind(&cluster) });
     cluster.master.cli(&["SET", "/pillion/users/a", "10.0.0.1:80"]);
-    assert_eq!(cluster.master.cli(&["WAIT", "1", "5000"]), "1");
+    assert_eq!(cluster.master.cli(&["WAIT", "1", "60000"]), "1");
     let mut users = Following::start(&registry, "users");
     users.until_set(&["a 10.0.0.1:80 100"]).await;
     let registry_only = |line: &&str| line.contains(" name= ") && !line.contains("cmd=client|list");

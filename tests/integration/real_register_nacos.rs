@@ -5,7 +5,7 @@ use crate::{
     peer::Peer,
     pillion::Setup,
     registering::{
-        App, INTERVAL, Place, Registering, SERVICE, counted, follows_the_application, is_deployed_under_load,
+        App, INTERVAL, LONG, Place, Registering, SERVICE, counted, follows_the_application, is_deployed_under_load,
         is_put_again, registration, until_failing, until_gone, until_state, until_there,
     },
     relay::Relay,
@@ -15,11 +15,13 @@ use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-const TTL: Duration = Duration::from_secs(3);
+/// On a busy machine nobody may come round to renew a shorter one in time.
+const TTL: Duration = Duration::from_secs(6);
 /// How often the server looks who has had no beats for too long.
 const SERVER_CHECK: Duration = Duration::from_secs(5);
-/// More than a busy machine takes for what is quick otherwise.
-const MARGIN: Duration = Duration::from_secs(3);
+/// What a busy machine may take for what is quick otherwise: less than the 20 s after which the server forgets a connection
+/// that is silent, or the 30 s after which it forgets an instance without a TTL of its own.
+const MARGIN: Duration = Duration::from_secs(10);
 
 /// One server, and how pillion is to reach it.
 struct Nacos {
@@ -58,7 +60,7 @@ async fn on_each(test: impl AsyncFn(&'static str, &'static str)) {
 #[tokio::test]
 async fn the_application_comes_and_goes() {
     on_each(async |version, transport| {
-        follows_the_application(&Nacos::start(version, transport).await, TTL).await;
+        follows_the_application(&Nacos::start(version, transport).await, LONG).await;
     })
     .await;
 }
@@ -91,7 +93,7 @@ async fn what_is_written_is_what_consumers_read() {
             _ => assert_eq!(nacos.server.hosts(SERVICE).await, Vec::<Value>::new()),
         }
         // It stays so, while it is renewed.
-        let ((), seen) = counted(&nacos, sleep(2 * TTL)).await;
+        let ((), seen) = counted(&nacos, sleep(TTL)).await;
         assert_eq!(seen, 0..=0);
         app.start().await;
         until_there(&nacos, &[app.address]).await;
@@ -111,7 +113,7 @@ async fn over_grpc_it_goes_with_the_connection() {
         first.kill().await;
         let gone = until_gone(&nacos).await;
         let second = registering.registered(&nacos).await;
-        let ((), seen) = counted(&nacos, sleep(2 * TTL)).await;
+        let ((), seen) = counted(&nacos, sleep(TTL)).await;
         assert_eq!(seen, 1..=1, "neither a gap nor two of it");
         println!("{version}: pillion killed: out after {gone:?}");
         assert!(gone < MARGIN, "out after {gone:?}");
@@ -124,23 +126,22 @@ async fn over_http_it_outlives_a_kill() {
     for version in NACOS_VERSIONS {
         let nacos = Nacos::start(version, "http").await;
         let app = App::started().await;
-        let ttl = 2 * TTL;
-        let registering = Registering::new(&app, ttl);
+        let registering = Registering::new(&app, TTL);
         let first = registering.registered(&nacos).await;
         let again = async {
             first.kill().await;
             let second = registering.registered(&nacos).await;
             // Whatever the first one left would run out in this time.
-            sleep(ttl + SERVER_CHECK + MARGIN).await;
+            sleep(TTL + SERVER_CHECK + Duration::from_secs(3)).await;
             second
         };
         let (second, seen) = counted(&nacos, again).await;
         assert_eq!(seen, 1..=1, "neither a gap nor two of it");
         second.kill().await;
         let gone = until_gone(&nacos).await;
-        println!("{version}: pillion killed: out after {gone:?}, of a TTL of {ttl:?}");
-        let least = ttl * 2 / 3 - Duration::from_millis(500);
-        assert!(gone > least && gone < ttl + SERVER_CHECK + MARGIN, "out after {gone:?}");
+        println!("{version}: pillion killed: out after {gone:?}, of a TTL of {TTL:?}");
+        // It was renewed when a third of it had passed, or on a busy machine a little later.
+        assert!(gone > TTL / 3 && gone < TTL + SERVER_CHECK + MARGIN, "out after {gone:?}");
     }
 }
 
@@ -220,9 +221,10 @@ async fn two_of_one_service_share_the_connection() {
         let (mut one, mut other) = (App::started().await, App::new());
         let entry = |app: &App| {
             format!(
-                "service: {SERVICE}, registry: real, address: 127.0.0.1, port: {}, ttl: 3s, \
+                "service: {SERVICE}, registry: real, address: 127.0.0.1, port: {}, ttl: {}s, \
                  health: {{ interval: {}ms, rise: 1, fall: 2 }}",
                 app.address.port(),
+                TTL.as_secs(),
                 INTERVAL.as_millis()
             )
         };
@@ -233,7 +235,7 @@ async fn two_of_one_service_share_the_connection() {
         let mut all = [one.address.to_string(), other.address.to_string()];
         all.sort_unstable();
         until_there(&nacos, &all).await;
-        let ((), seen) = counted(&nacos, sleep(2 * TTL)).await;
+        let ((), seen) = counted(&nacos, sleep(TTL + SERVER_CHECK)).await;
         assert_eq!(seen, 2..=2);
         one.kill().await;
         until_there(&nacos, &[other.address]).await;
@@ -283,7 +285,8 @@ async fn http_stands_in_until_there_is_grpc() {
     let moved = async {
         let start = Instant::now();
         while relay.connections() == 0 {
-            assert!(start.elapsed() < Duration::from_secs(90), "gRPC is tried again");
+            // Once a minute.
+            assert!(start.elapsed() < Duration::from_secs(180), "gRPC is tried again");
             sleep(Duration::from_millis(100)).await;
         }
         sleep(TTL).await;
@@ -291,9 +294,12 @@ async fn http_stands_in_until_there_is_grpc() {
     let ((), seen) = counted(&nacos, moved).await;
     println!("from HTTP to gRPC: {seen:?} of it");
     assert_eq!(*seen.start(), 1, "no gap");
+    eventually("the one without beats alone", async || {
+        let hosts = nacos.server.hosts(SERVICE).await;
+        hosts.len() == 1 && hosts[0]["metadata"] == json!({})
+    })
+    .await;
     assert_eq!(nacos.addresses().await, [app.address.to_string()]);
-    let host = nacos.server.hosts(SERVICE).await.remove(0);
-    assert_eq!(host["metadata"], json!({}), "it is the one without beats");
     relay.cut();
     // At once: whoever looks may see it all the time.
     eventually("HTTP stands in again", async || {

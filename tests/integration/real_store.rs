@@ -234,7 +234,7 @@ async fn kubernetes_lock_is_handed_over() {
         "-p",
         r#"{"spec": {"holderIdentity": "other"}}"#,
     ]);
-    let why = timeout(TTL, ours.lost()).await.unwrap();
+    let why = timeout(6 * TTL, ours.lost()).await.unwrap();
     assert!(why.contains("somebody else"), "{why}");
 }
 

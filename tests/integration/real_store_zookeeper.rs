@@ -96,7 +96,7 @@ async fn zookeepers_lock_is_handed_over() {
         let mut lock = one.lock("pillion/lock".into(), "one".into(), TTL).await.unwrap();
         assert!(client.run("get /pillion/lock").await.contains(&"one".to_owned()));
         client.delete("/pillion/lock").await;
-        let why = timeout(TTL, lock.lost()).await.unwrap();
+        let why = timeout(6 * TTL, lock.lost()).await.unwrap();
         assert!(why.contains("somebody else"), "{why}");
     }
 }
@@ -115,9 +115,9 @@ async fn a_lock_outlives_a_connection_and_no_more() {
 
     let heir = tokio::spawn(store(&server.address()).lock("pillion/lock".into(), "two".into(), TTL));
     relay.cut();
-    let why = timeout(TTL, lock.lost()).await.unwrap();
+    let why = timeout(6 * TTL, lock.lost()).await.unwrap();
     assert!(why.contains("could not be renewed in time") && !heir.is_finished(), "{why}");
-    timeout(3 * TTL, heir).await.unwrap().unwrap().unwrap();
+    timeout(6 * TTL, heir).await.unwrap().unwrap().unwrap();
 }
 
 #[tokio::test]

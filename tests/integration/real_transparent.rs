@@ -1,7 +1,7 @@
 //! What the kernel redirects to pillion, in network namespaces: where it ends, and what the world sees of it.
 
 use crate::{
-    e2e::{self, Client, Pillion, output, soon, until},
+    e2e::{self, Client, Pillion, output, soon, summary, until},
     netns::{Caller, Namespace},
     peer::{Peer, get},
     pillion::tested,
@@ -372,20 +372,29 @@ async fn who_speaks_first_is_found_out_within_50_ms() {
     let scene = Scene::new();
     greeter(&scene.world, "192.0.2.99:7000");
     greeter(&scene.world, "192.0.2.99:4222");
-    let direct = greeting(scene.call("192.0.2.99:7000")).await.1;
     let _pillion = scene.pillion("", "", "").await;
-    let mut took = Vec::new();
-    for address in ["192.0.2.99:7000", "192.0.2.99:4222"] {
-        for _ in 0..20 {
-            let (heard, time) = greeting(scene.call(address)).await;
-            assert_eq!(heard, address);
-            took.push(time);
+    // Redirection leaves pillion's own connections alone.
+    let own = Caller { user: 0, group: PILLION.parse().unwrap(), mark: 0 };
+    let mut seen = Vec::new();
+    // What else runs on this machine hinders both alike; where it hinders one of them more, another round counts.
+    for _ in 0..8 {
+        let (mut straight, mut took) = (Vec::new(), Vec::new());
+        for address in ["192.0.2.99:7000", "192.0.2.99:4222"] {
+            for _ in 0..20 {
+                straight.push(greeting(scene.machine.connect(own, address.parse().unwrap()).unwrap()).await.1);
+                let (heard, time) = greeting(scene.call(address)).await;
+                assert_eq!(heard, address);
+                took.push(time);
+            }
         }
+        let (straight, took) = (summary(straight), summary(took));
+        println!("median and slowest: directly {straight:?}, redirected {took:?}");
+        if took.0 < straight.0 + Duration::from_millis(50) {
+            return;
+        }
+        seen.push((took, straight));
     }
-    took.sort_unstable();
-    println!("direct {direct:?}; median {:?}, slowest {:?}", took[20], took[39]);
-    // Half of them at most may be hindered by others on this machine.
-    assert!(took[20] < direct + Duration::from_millis(50), "{took:?}");
+    panic!("redirected, and directly: {seen:?}");
 }
 
 #[tokio::test]

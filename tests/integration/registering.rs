@@ -20,6 +20,8 @@ use tokio::{
 pub const INTERVAL: Duration = Duration::from_millis(300);
 /// The service, as the registry is to know it.
 pub const SERVICE: &str = "users";
+/// For who sees to it that an entry goes before it is forgotten by itself.
+pub const LONG: Duration = Duration::from_secs(30);
 /// How often a registry is looked at.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -177,10 +179,11 @@ pub async fn counted<T>(place: &impl Place, during: impl Future<Output = T>) -> 
     (done, seen)
 }
 
-/// The application starts late, is killed, and comes back; then pillion ends.
-pub async fn follows_the_application(place: &impl Place, ttl: Duration) {
+/// The application starts late, is killed, and comes back; then pillion ends. `lasts`: how long an entry would be there that
+/// nobody renews or takes out, which has to be long.
+pub async fn follows_the_application(place: &impl Place, lasts: Duration) {
     let mut app = App::new();
-    let pillion = Registering::new(&app, ttl).start(place).await;
+    let pillion = Registering::new(&app, lasts).start(place).await;
     until_failed_check(&pillion).await;
     assert_eq!(place.addresses().await, Vec::<String>::new(), "what does not run is not registered");
     app.start().await;
@@ -188,7 +191,8 @@ pub async fn follows_the_application(place: &impl Place, ttl: Duration) {
     until_state(&pillion, "registered").await;
     app.kill().await;
     let went = until_gone(place).await;
-    assert!(went < 2 * INTERVAL + MARGIN, "out only after {went:?}");
+    // By two checks, and not because it was not renewed any more: the last time was a third of the TTL ago at the most.
+    assert!(went < lasts * 2 / 3, "out only after {went:?}");
     app.start().await;
     let back = until_there(place, &[app.address]).await;
     println!("application started: in after {came:?}; killed: out after {went:?}; started again: in after {back:?}");
@@ -208,8 +212,10 @@ pub async fn follows_the_application(place: &impl Place, ttl: Duration) {
     println!("pillion told to end: out after {out:?}, ended after {stopped:?}");
 }
 
-/// More than a busy machine takes for what is quick otherwise.
-const MARGIN: Duration = Duration::from_secs(3);
+/// What a busy machine may take for what is quick otherwise.
+const MARGIN: Duration = Duration::from_secs(10);
+/// What a registry may take until it looks who is gone.
+const LOOKED_AFTER: Duration = Duration::from_secs(3);
 
 async fn until_failed_check(pillion: &Pillion) {
     until("a check of the application", async || {
@@ -231,7 +237,7 @@ pub async fn outlives_a_kill(place: &impl Place, ttl: Duration, lasts: Duration)
         first.kill().await;
         let second = registering.registered(place).await;
         // Whatever the first one left would run out in this time.
-        sleep(lasts + MARGIN).await;
+        sleep(lasts + LOOKED_AFTER).await;
         second
     };
     let (second, seen) = counted(place, again).await;
@@ -240,8 +246,8 @@ pub async fn outlives_a_kill(place: &impl Place, ttl: Duration, lasts: Duration)
     second.kill().await;
     let gone = until_gone(place).await;
     println!("pillion killed: out after {gone:?}, of a TTL of {ttl:?} that is {lasts:?} there");
-    // It was renewed at a third of it at the latest.
-    let least = (lasts * 2 / 3).saturating_sub(Duration::from_millis(500));
+    // It was renewed when a third of it had passed, or on a busy machine a little later.
+    let least = lasts / 3;
     assert!(gone > least && gone < lasts + MARGIN, "out after {gone:?}");
 }
 
@@ -324,11 +330,13 @@ pub async fn is_deployed_under_load(place: &impl Place, ttl: Duration) {
         };
         let ended = async {
             pillion.stop().await;
-            told.elapsed()
+            let ended = told.elapsed();
+            // Not a moment later.
+            assert!(!place.addresses().await.contains(&address), "it must be out before it ends");
+            ended
         };
         let (out, ended) = tokio::join!(out, ended);
         println!("told to end: out after {out:?}, ended after {ended:?}");
-        assert!(out < ended, "it must be out before it ends: {out:?}, {ended:?}");
         app.kill().await;
         sidecars.push(Sidecar::start(place, ttl).await);
         load.more(500).await;

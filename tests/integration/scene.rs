@@ -15,7 +15,7 @@ use tokio::{
 };
 
 /// The group of pillion, which is root otherwise: another user may not be able to read where it was built.
-const PILLION_GROUP: u32 = 65533;
+pub const PILLION_GROUP: u32 = 65533;
 
 /// Its first world, 10.77.1.2 and fd77:1::2, is where the machine's routes go, and has the addresses of 192.0.2.0/24 as well.
 pub struct Scene {

@@ -22,7 +22,7 @@ impl Outcome {
 /// HTTP/1.1: `wrk` on 16 connections.
 pub async fn wrk(address: SocketAddr, host: &str, time: Duration) -> Outcome {
     let (duration, host) = (format!("-d{}s", time.as_secs()), format!("Host: {host}"));
-    let args = ["-t1", "-c16", &duration, "--timeout", "10s", "-H", &host];
+    let args = ["-t1", "-c16", &duration, "--timeout", "30s", "-H", &host];
     let text = run("wrk", &args, &format!("http://{address}/")).await;
     // "  123 requests in 30.00s, 1.00MB read", and only if there were any:
     // "  Socket errors: connect 0, read 0, write 0, timeout 0" and "  Non-2xx or 3xx responses: 0".

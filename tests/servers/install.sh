@@ -349,7 +349,7 @@ starts() {
 
 expand() { # expand GROUP: its tools
   case $1 in
-    test) echo compiler curl openssl haproxy wrk h2load ip nft etcd-debian etcdctl prometheus redis dnsmasq named etcd ghz clients chain chain-java registrant consumer-consul xds-control-plane envoy coredns consul zookeeper registrant-curator kube-apiserver eureka-server registrant-eureka consumer-eureka nacos-2 nacos-3 registrant-nacos consumer-nacos consumer-nacos-go systemd dockerfile-check nomad-check postgresql mariadb nats rabbitmq exim ;;
+    test) echo compiler curl openssl haproxy wrk h2load nginx ip nft etcd-debian etcdctl prometheus redis dnsmasq named etcd ghz clients chain chain-java registrant consumer-consul xds-control-plane envoy coredns consul zookeeper registrant-curator kube-apiserver eureka-server registrant-eureka consumer-eureka nacos-2 nacos-3 registrant-nacos consumer-nacos consumer-nacos-go systemd dockerfile-check nomad-check postgresql mariadb nats rabbitmq exim ;;
     ci) echo "$(expand test)" cargo-deny ;;
     bench) echo wrk h2load nginx haproxy envoy oha ;;
     fuzz) echo cargo-fuzz ;;

@@ -12,6 +12,7 @@ use super::{
     objects::{Metadata, Object, Objects, null_is_empty},
 };
 use crate::{
+    backoff::Backoff,
     config::KubernetesRegistry,
     registry::{
         RegistryError,
@@ -26,9 +27,11 @@ use serde_json::{Value, json};
 use std::{collections::BTreeMap, fmt::Write as _, sync::Arc, time::Duration, time::SystemTime};
 use tokio::time::sleep;
 
-/// A write is tried so often while other keys of its map change, after waits of up to so long.
+/// A write is tried so often while other keys of its map change. Waits grow, since writers who meet once meet again and again
+/// where the server takes longer for a write than they wait.
 const ATTEMPTS: u32 = 10;
-const LONGEST_WAIT: Duration = Duration::from_millis(100);
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
 /// The most that an object's name may have.
 const LONGEST_NAME: usize = 253;
@@ -223,6 +226,7 @@ impl Store for Kubernetes {
             let text = std::str::from_utf8(&value).map_err(|_| RegistryError::Impossible {
                 cause: "the value is no text in UTF-8, which is all that a ConfigMap's `data` takes".into(),
             })?;
+            let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
             for _ in 0..ATTEMPTS {
                 let there: Option<ConfigMap> = self.there(&format!("{}/{map}", self.config_maps())).await?;
                 let value = there.as_ref().and_then(|there| there.data.get(&name));
@@ -232,7 +236,7 @@ impl Store for Kubernetes {
                 if self.write(&map, there.as_ref(), json!({ &name: text })).await? {
                     return Ok(Put::Done(Version::of_content(text.as_bytes())));
                 }
-                sleep(LONGEST_WAIT.mul_f64(fastrand::f64())).await;
+                sleep(backoff.next_wait()).await;
             }
             let cause = format!("the ConfigMap `{map}` changes all the time: {ATTEMPTS} attempts to write failed");
             Err(RegistryError::Busy { server: self.name.clone(), cause })

@@ -90,7 +90,7 @@ pub async fn answers(port: u16) -> bool {
         socket.send(&PING).await?;
         socket.recv(&mut [0; 2000]).await
     };
-    matches!(tokio::time::timeout(std::time::Duration::from_millis(500), asked).await, Ok(Ok(_)))
+    matches!(tokio::time::timeout(std::time::Duration::from_secs(2), asked).await, Ok(Ok(_)))
 }
 
 fn write(kind: Kind, dir: &Path, port: u16, serial: u32, records: &str, options: &str) {

@@ -151,7 +151,7 @@ impl SentinelCluster {
             let (dir, own) = (TempDir::new().unwrap(), free_port());
             let config = format!(
                 "port {own}\nbind 127.0.0.1\ndir {dir}\nsentinel monitor mymaster 127.0.0.1 {port} 2\n\
-                 sentinel down-after-milliseconds mymaster 1000\nsentinel failover-timeout mymaster 4000\n{lines}\n",
+                 sentinel down-after-milliseconds mymaster 2000\nsentinel failover-timeout mymaster 4000\n{lines}\n",
                 dir = dir.path().display(),
             );
             fs::write(dir.path().join("conf"), config).unwrap();

@@ -20,7 +20,7 @@ use tokio::{
 /// Each line of ZooKeeper that is installed, the newest first. The last one has no watches that stay.
 pub const ZOOKEEPERS: [&str; 3] = ["zookeeper-3.9", "zookeeper-debian", "zookeeper-3.4"];
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// One ZooKeeper, alone in its ensemble.
 pub struct ZookeeperServer {

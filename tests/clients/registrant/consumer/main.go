@@ -38,7 +38,7 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 )
 
-const patience = 5 * time.Second
+const patience = 30 * time.Second
 
 // caller makes one call, and says what came of it.
 type caller func(ctx context.Context, path string) (string, error)
