@@ -18,7 +18,7 @@ use tokio::{
 };
 
 /// Far more than anything should take; only a failing test waits so long.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Forwards connections until it is cut or dropped.
 pub struct Relay {
