@@ -136,13 +136,14 @@ async fn an_instance_that_is_not_there_is_not_asked_all_the_time() {
         assert_eq!(client.response().await.status(), 200, "what reached nobody is tried elsewhere");
     };
     let refused = async || pillion.metric("pillion_pool_connect_failures_total", &[]).await;
-    while refused().await < 5.0 {
-        assert_eq!(pillion.metric("pillion_ejections_total", &[]).await, 0.0);
+    while refused().await < 5.0 && pillion.metric("pillion_ejections_total", &[]).await == 0.0 {
         ask().await;
         assert!(start.elapsed() < PATIENCE, "{}", pillion.log());
     }
     pillion.until_metric("pillion_ejections_total", &[], 1.0).await;
     let before = refused().await;
+    // On a busy machine two are enough, as there was no success for two seconds.
+    assert!(before == 5.0 || start.elapsed() >= Duration::from_secs(2), "{before} in {:?}", start.elapsed());
     for _ in 0..200 {
         ask().await;
     }

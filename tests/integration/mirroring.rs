@@ -245,7 +245,8 @@ async fn a_target_that_never_answers_delays_nobody_and_holds_no_more_than_its_bo
     assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
     assert_eq!(pillion.metric("pillion_mirror_in_flight", &TO_CANARY).await, 3.0);
     assert_eq!(skipped(&pillion, "busy").await, 97.0);
-    assert_eq!(pillion.metric("pillion_requests_in_flight", &[]).await, 0.0, "they take nobody's place");
+    // They take nobody's place.
+    pillion.until_metric("pillion_requests_in_flight", &[], 0.0).await;
     // Then their time is over.
     until_copies(&pillion, 504, 3.0).await;
     drop(client);
@@ -305,7 +306,7 @@ async fn another_service_can_get_the_copies() {
     let to = ["service=\"user-service\"", "route=\"0\"", "to=\"shadow-service/\"", "code=\"200\""];
     pillion.until_metric("pillion_mirror_requests_total", &to, 1.0).await;
     assert_eq!(pillion.metric("pillion_requests_total", &["service=\"shadow-service\""]).await, 0.0);
-    assert_eq!(pillion.metric("pillion_requests_total", &["service=\"user-service\""]).await, 2.0);
+    pillion.until_metric("pillion_requests_total", &["service=\"user-service\""], 2.0).await;
 }
 
 #[tokio::test]

@@ -123,7 +123,9 @@ async fn an_upstream_that_says_when_to_come_again_is_obeyed() {
 #[tokio::test]
 async fn a_try_that_takes_too_long_is_followed_by_another_where_that_is_safe() {
     let (silent, good) = (Upstream::bind().await, Upstream::bind().await.answering(|_| ok("ok")));
-    let settings = format!("user-service: {{ {TURN}, retry: {{ per_try_timeout: 2s }} }}");
+    // Whoever is silent twice for two seconds would be out otherwise.
+    let settings =
+        format!("user-service: {{ {TURN}, breaker: {{ enabled: false }}, retry: {{ per_try_timeout: 2s }} }}");
     let pillion = Setup::users([silent.address, good.address]).service(&settings).start().await;
     let mut client = pillion.connect().await;
     for _ in 0..4 {

@@ -282,7 +282,7 @@ async fn the_tls_settings_of_the_service_count() {
 async fn the_layer_that_failed_is_named() {
     let refused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
     let settings = Settings::default();
-    let check = HealthCheck { timeout: Duration::from_millis(50), ..HealthCheck::default() };
+    let (check, hasty) = (patient(), HealthCheck { timeout: Duration::from_millis(50), ..HealthCheck::default() });
     let failed = async |endpoint: &Endpoint, check: &HealthCheck| {
         perform("s", endpoint, &settings, check).await.unwrap_err().to_string()
     };
@@ -290,9 +290,9 @@ async fn the_layer_that_failed_is_named() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut endpoint = endpoint(&silent.local_addr().unwrap().to_string(), &[]);
     assert_eq!(perform("s", &endpoint, &settings, &check).await, Ok(()), "it accepts");
-    let http = HealthCheck { http: Some(HttpCheck::default()), ..check.clone() };
+    let http = HealthCheck { http: Some(HttpCheck::default()), ..hasty.clone() };
     assert_eq!(failed(&endpoint, &http).await, "HTTP: no answer within 50ms");
-    let grpc = HealthCheck { grpc: Some(GrpcCheck::default()), ..check.clone() };
+    let grpc = HealthCheck { grpc: Some(GrpcCheck::default()), ..hasty };
     assert_eq!(failed(&endpoint, &grpc).await, "gRPC: no answer within 50ms");
     let port = refused.rsplit_once(':').unwrap().1.parse().unwrap();
     assert!(failed(&endpoint, &HealthCheck { port: Some(port), ..check.clone() }).await.starts_with("TCP: "));
