@@ -32,7 +32,7 @@ use tokio::{
 use tower::ServiceExt;
 
 /// Only a failing test waits so long.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The process has one log; the tests that change its level are one test.
 fn log_handle() -> LogHandle {
@@ -343,7 +343,8 @@ async fn everything_answers_at_once_while_the_registries_are_down() {
     for path in ["/", "/live", "/metrics", "/api/services/users", "/api/config", "/api/log", "/api/drain"] {
         assert_eq!(running.text(path).await.0, StatusCode::OK, "{path}");
     }
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    // Whoever waited for one of them would take longer.
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

@@ -23,7 +23,9 @@ fn config(service: Option<&str>, app: App) -> Config {
 }
 
 fn checked(address: SocketAddr) -> App {
-    let check = HealthCheck { interval: Duration::from_millis(10), rise: 1, fall: 2, ..HealthCheck::default() };
+    // Soon, and no failure because the machine is busy.
+    let [interval, timeout] = [Duration::from_millis(10), Duration::from_secs(20)];
+    let check = HealthCheck { interval, timeout, rise: 1, fall: 2, ..HealthCheck::default() };
     App { health_check: Some(check), ..App::at(address) }
 }
 
@@ -37,7 +39,7 @@ async fn until(app: &LocalApp, ready: bool) {
             sleep(Duration::from_millis(2)).await;
         }
     };
-    timeout(Duration::from_secs(10), waiting).await.unwrap();
+    timeout(Duration::from_secs(60), waiting).await.unwrap();
 }
 
 #[tokio::test]

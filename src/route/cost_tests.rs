@@ -129,6 +129,6 @@ fn a_thousand_hosts_cost_about_as_much_as_ten() {
     for _ in 0..100 {
         best = [best[0].min(time(&few, &to_few)), best[1].min(time(&many, &to_many))];
     }
-    // One after the other they would cost a hundred times as much.
-    assert!(best[1] < best[0] * 4, "200 requests take {:?} with 10 hosts and {:?} with 1,000", best[0], best[1]);
+    // One after the other they would cost a hundred times as much; caches that others use as well cost something, too.
+    assert!(best[1] < best[0] * 10, "200 requests take {:?} with 10 hosts and {:?} with 1,000", best[0], best[1]);
 }

@@ -35,22 +35,25 @@ fn listed<'u>(upstreams: impl IntoIterator<Item = &'u Answering>) -> String {
 
 #[tokio::test]
 async fn an_endpoint_that_is_added_starts_slowly() {
+    const WINDOW: Duration = Duration::from_secs(8);
     let mut upstreams = upstreams(4).await;
-    let settings = "user-service: { balance: { policy: round-robin, slow_start: { window: 2s } } }";
+    let settings = "user-service: { balance: { policy: round-robin, slow_start: { window: 8s } } }";
     let pillion = Setup::users(upstreams[..3].iter().map(|upstream| upstream.address)).service(settings).start().await;
     send(&pillion, 30, |_| get("/")).await;
     assert!(arrived(&mut upstreams)[..3].iter().all(|count| *count == 10), "all were new, so none is spared");
     // Until those are no longer new.
-    sleep(Duration::from_millis(2100)).await;
+    sleep(WINDOW + Duration::from_millis(100)).await;
+    let added = Instant::now();
     pillion.write_instances(&listed(&upstreams));
     pillion.until_metric("pillion_endpoints", &["state=\"available\""], 4.0).await;
     let start = Instant::now();
     send(&pillion, 200, |_| get("/")).await;
-    let (counts, took) = (arrived(&mut upstreams), start.elapsed());
-    // An even share is 50. Had it taken a whole second, it would be about half of that.
-    let most = 10.0 + 50.0 * took.as_secs_f64();
-    assert!(counts[3] >= 1 && (counts[3] as f64) < most.min(40.0), "{counts:?} in {took:?}");
-    sleep(Duration::from_secs(2).saturating_sub(start.elapsed())).await;
+    let (counts, age) = (arrived(&mut upstreams), added.elapsed());
+    // Of all that there is, a full share is 50, and the one that is new has at most as much of a share as its age is of the
+    // window; at the beginning a tenth.
+    let most = 50.0 * (age.as_secs_f64() / WINDOW.as_secs_f64()).clamp(0.1, 1.0) * 4.0 / 3.0 + 2.0;
+    assert!(counts[3] >= 1 && (counts[3] as f64) < most, "{counts:?} at the age of {age:?}");
+    sleep(WINDOW.saturating_sub(start.elapsed())).await;
     send(&pillion, 200, |_| get("/")).await;
     let counts = arrived(&mut upstreams);
     assert!(counts.iter().all(|count| *count == 50), "{counts:?}");

@@ -14,7 +14,7 @@ async fn made_up_names_are_bounded_and_go_again() {
     let config = folder.path().join("pillion.yaml");
     let text = format!(
         "registries: {{ main: {{ kind: file, path: instances.yaml }} }}\nadmin: {{ listen: {ANY} }}\n\
-         discovery: {{ max_services: {LIMIT}, idle: 2s }}\nlisteners: [{{ name: egress, listen: {ANY} }}]\n"
+         discovery: {{ max_services: {LIMIT}, idle: 10s }}\nlisteners: [{{ name: egress, listen: {ANY} }}]\n"
     );
     fs::write(&config, text).unwrap();
     let pillion = Pillion::with_config(&config).await;

@@ -5,13 +5,13 @@ use crate::{
     e2e,
     faulty_connections::{Asker, Outcome},
     http2_peer::request,
-    peer::{Peer, Upstream, post},
+    peer::{PATIENCE, Peer, Upstream, post},
     pillion::Setup,
     relay::{Fault, Faults, Relay, Way},
 };
 use bytes::Bytes;
 use http::Version;
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 use tokio::{
     io::AsyncReadExt,
     net::{TcpListener, TcpStream},
@@ -129,7 +129,7 @@ impl Collector {
     async fn all(&mut self, connections: usize) -> Vec<String> {
         let mut all = Vec::new();
         for _ in 0..connections {
-            let next = timeout(Duration::from_secs(20), self.ended.recv()).await;
+            let next = timeout(PATIENCE, self.ended.recv()).await;
             all.push(String::from_utf8(next.expect("a connection to end").unwrap()).unwrap());
         }
         all

@@ -88,7 +88,7 @@ async fn a_drain_that_is_asked_for_shows_how_far_it_is_and_exits_when_requests_h
 
     let (status, answer) = post(&pillion, "/api/drain", "").await;
     assert_eq!((status, answer["asked"]["by"].as_str()), (202, Some("POST /api/drain")), "{answer:#}");
-    assert!((295.0..=300.0).contains(&answer["asked"]["deadline_seconds"].as_f64().unwrap()), "{answer:#}");
+    assert!((240.0..=300.0).contains(&answer["asked"]["deadline_seconds"].as_f64().unwrap()), "{answer:#}");
     pillion.until_logged("no new connections").await;
     let (status, missing) = pillion.admin_text("/ready").await;
     assert!(status == 503 && missing.contains("pillion is stopping"), "{missing}");
@@ -132,7 +132,7 @@ async fn connections_without_a_request_do_not_delay_the_end() {
 
 #[tokio::test]
 async fn a_long_stream_gets_the_rest_of_the_deadline_and_is_cut_off_then() {
-    let setup = Setup::new("drain: { timeout: 2s }\naccess_log: { mode: errors, path: access.log }");
+    let setup = Setup::new("drain: { timeout: 6s }\naccess_log: { mode: errors, path: access.log }");
     let upstream = peer::Upstream::bind().await;
     setup.users(upstream.address);
     let mut pillion = Pillion::with_config(&setup.config()).await;
@@ -149,7 +149,7 @@ async fn a_long_stream_gets_the_rest_of_the_deadline_and_is_cut_off_then() {
     assert_eq!(client.take(8).await, b"3\r\nnew\r\n");
     // Not ended in order: without the last chunk.
     assert_eq!(client.rest().await, b"");
-    assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() >= Duration::from_secs(6), "{:?}", begun.elapsed());
     assert_eq!(pillion.ended().await, 0, "{}", pillion.log());
     pillion.until_logged("cut off 1 requests that were in progress at the deadline: users 1").await;
     let log = fs::read_to_string(setup.folder.path().join("access.log")).unwrap();
@@ -246,7 +246,9 @@ async fn callers_hear_that_the_application_leaves_before_anything_is_refused() {
     ];
     assert!(order.is_sorted(), "{log}");
     let spread = log.lines().find(|line| line.contains("no new inbound connections")).unwrap();
-    assert!(spread.contains("(the step before took 1s"), "{spread}");
+    let took = spread.split_once("(the step before took ").unwrap_or_else(|| panic!("{spread}")).1;
+    let took = pillion::config::human::parse(took.split([')', ' ', ',']).next().unwrap()).unwrap();
+    assert!(took >= Duration::from_secs(1), "{spread}");
 }
 
 #[tokio::test]
@@ -281,9 +283,9 @@ async fn wait_says_what_is_missing_and_sees_when_it_is_there() {
     let admin = pillion.admin();
     assert_eq!(wait(admin, &["--for", "live"]).await, (0, format!("pillion at {admin} is live\n"), String::new()));
     for goal in ["ready", "startup"] {
-        let (code, out, err) = wait(admin, &["--for", goal, "--timeout", "2s"]).await;
+        let (code, out, err) = wait(admin, &["--for", goal, "--timeout", "5s"]).await;
         assert_eq!((code, out.as_str()), (1, ""), "{err}");
-        let expected = "waited 2s in vain: not ready: no first answer about `users` (main: ";
+        let expected = "waited 5s in vain: not ready: no first answer about `users` (main: ";
         assert!(err.starts_with(expected), "{err}");
     }
     let waiting = tokio::spawn(async move { wait(admin, &[]).await });
@@ -294,7 +296,7 @@ async fn wait_says_what_is_missing_and_sees_when_it_is_there() {
     let held = hold(&pillion, &upstream, Version::HTTP_11).await;
     pillion.signal("TERM");
     until("the drain", async || pillion.admin_text("/ready").await.0 == 503).await;
-    let (code, _, err) = wait(admin, &["--timeout", "2s"]).await;
+    let (code, _, err) = wait(admin, &["--timeout", "5s"]).await;
     assert!(code == 1 && err.contains("not ready: pillion is stopping"), "{err}");
     assert_eq!(wait(admin, &["--for", "startup"]).await.1, format!("pillion at {admin} has started\n"));
     upstream.release();
@@ -307,7 +309,7 @@ async fn wait_asks_again_as_long_as_nobody_is_there() {
     setup.users(upstream.address);
     // A port of its own, so that it is known before it is listened on.
     let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
-    let (code, _, err) = wait(admin, &["--timeout", "1s"]).await;
+    let (code, _, err) = wait(admin, &["--timeout", "3s"]).await;
     assert!(code == 1 && err.contains("connection refused; is pillion running?"), "{err}");
     let waiting = tokio::spawn(async move { wait(admin, &[]).await });
     let _pillion = Pillion::start(setup.command().args(["--admin", &admin.to_string()])).await;

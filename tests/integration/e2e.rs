@@ -10,6 +10,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustix::process::{Pid, Signal, kill_process};
 use std::{
     convert::Infallible,
     fmt::Write as _,
@@ -145,15 +146,29 @@ impl Pillion {
         rest.split_whitespace().next().unwrap().parse().unwrap()
     }
 
+    /// At once: what follows upon it should not have to wait until a busy machine has run another program.
     pub fn signal(&self, name: &str) {
-        let id = self.id().to_string();
-        assert!(std::process::Command::new("kill").args([&format!("-{name}"), &id]).status().unwrap().success());
+        let signal = match name {
+            "HUP" => Signal::HUP,
+            "INT" => Signal::INT,
+            "KILL" => Signal::KILL,
+            "TERM" => Signal::TERM,
+            "STOP" => Signal::STOP,
+            "CONT" => Signal::CONT,
+            "USR1" => Signal::USR1,
+            "USR2" => Signal::USR2,
+            other => panic!("SIG{other}"),
+        };
+        let id = Pid::from_raw(self.id().try_into().unwrap()).unwrap();
+        kill_process(id, signal).unwrap();
     }
 
     /// Waits for its end; returns the exit code, or the signal as a negative number.
     pub async fn ended(&mut self) -> i32 {
         use std::os::unix::process::ExitStatusExt;
-        let status = soon("pillion to end", self.child.wait()).await.unwrap();
+        // Less than the time that is given to what is in progress where nothing else is said: nobody may wait for all of it.
+        let ended = timeout(Duration::from_secs(29), self.child.wait()).await;
+        let status = ended.unwrap_or_else(|_| panic!("pillion does not end:\n{}", self.log())).unwrap();
         status.code().unwrap_or_else(|| -status.signal().unwrap())
     }
 

@@ -90,8 +90,8 @@ async fn a_registry_that_does_not_answer_is_an_error_too() {
     let pillion = e2e::Pillion::with_config(&file).await;
     let mut client = Peer::connect(pillion.egress()).await;
     assert_eq!(from(&ask(&mut client, get("/")).await), (203, "later".into(), Some("response")));
-    let errors = pillion.metric("pillion_errors_total{service=\"user-service\",reason=\"discovery_timeout\"}").await;
-    assert_eq!(errors, 1.0);
+    let errors = "pillion_errors_total{service=\"user-service\",reason=\"discovery_timeout\"}";
+    e2e::until("it to be counted", async || pillion.metric(errors).await == 1.0).await;
 }
 
 #[tokio::test]

@@ -45,8 +45,7 @@ async fn as_many_are_aborted_and_delayed_as_the_config_says() {
     assert!((counted - aborted as f64).abs() < 0.5, "{counted} for {aborted}");
     let delayed = injected(&pillion, "delay").await;
     assert!((15.0..=85.0).contains(&delayed), "{delayed} of {REQUESTS}");
-    let errors = pillion.metric("pillion_errors_total", &["reason=\"fault_injected\""]).await;
-    assert!((errors - aborted as f64).abs() < 0.5, "{errors} for {aborted}");
+    pillion.until_metric("pillion_errors_total", &["reason=\"fault_injected\""], aborted as f64).await;
     assert_eq!(pillion.metric("pillion_retries_total", &[]).await, 0.0);
 }
 
@@ -91,12 +90,12 @@ async fn a_grpc_call_gets_a_grpc_status() {
 #[tokio::test]
 async fn a_delayed_request_is_late_and_its_endpoint_is_not_blamed() {
     let mut upstream = Answering::ok().await;
-    let settings = "user-service: { faults: { delay: { percent: 100, duration: 500ms, header: x-slow } } }";
+    let settings = "user-service: { faults: { delay: { percent: 100, duration: 3s, header: x-slow } } }";
     let pillion = Setup::users([upstream.address]).service(settings).access_log().start().await;
     let mut client = pillion.connect().await;
     let (status, _, took) = timed(&mut client, with("x-slow: 1")).await;
     assert_eq!(status, 200);
-    assert!((500 * MS..5000 * MS).contains(&took), "{took:?}");
+    assert!((3000 * MS..12_000 * MS).contains(&took), "{took:?}");
     assert_eq!(upstream.seen().await.get("x-slow"), Some("1"));
     assert_eq!(injected(&pillion, "delay").await, 1.0);
     let line = pillion.access_line(" fault=delay").await;
@@ -105,8 +104,8 @@ async fn a_delayed_request_is_late_and_its_endpoint_is_not_blamed() {
     admin.send("GET /api/services/user-service HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n").await;
     let detail: serde_json::Value = serde_json::from_slice(&admin.response().await.body).unwrap();
     let latency = detail["endpoints"][0]["latency_ms"].as_f64().unwrap();
-    assert!(latency < 400.0, "{detail}");
-    assert_eq!(detail["settings"]["faults"]["delay"]["duration"], "500ms");
+    assert!(latency < 2500.0, "{detail}");
+    assert_eq!(detail["settings"]["faults"]["delay"]["duration"], "3s");
     // Others are as quick as ever.
     let (status, _, took) = timed(&mut client, get("/")).await;
     assert_eq!((status, injected(&pillion, "delay").await), (200, 1.0), "{took:?}");
@@ -123,7 +122,7 @@ async fn a_deadline_that_ends_within_the_delay_is_held() {
     {
         let (status, error, took) = timed(&mut client, with(header)).await;
         assert_eq!((status, error.as_deref()), (504, Some(reason)));
-        assert!((least..least + 5000 * MS).contains(&took), "{took:?}");
+        assert!((least..least + 20_000 * MS).contains(&took), "{took:?}");
     }
     assert!(upstream.is_left_alone());
     // A client that leaves meanwhile leaves nothing behind.

@@ -100,7 +100,7 @@ fn failed(status: u16, reason: &str) -> Outcome {
 
 #[tokio::test]
 async fn a_slow_upstream_is_waited_for_and_keeps_nobody_else_waiting() {
-    let body = text(2000);
+    let body = text(10_000);
     let slow = {
         let body = body.clone();
         Upstream::bind().await.answering(move |_| ok(&body))
@@ -124,7 +124,7 @@ async fn a_slow_upstream_is_waited_for_and_keeps_nobody_else_waiting() {
             assert_eq!(other.response().await.text(), "ok");
             answered += 1;
         }
-        // The slow one takes 80 ms and more for two answers.
+        // The slow one takes 400 ms and more for two answers.
         assert!(answered >= 10, "{answered}");
         let (answers, _asker) = asked.await.unwrap();
         assert_eq!(answers, [Outcome::Whole(body.clone()), Outcome::Whole(body.clone())], "{version:?}");
@@ -152,7 +152,7 @@ async fn a_slow_client_is_waited_for() {
 #[tokio::test]
 async fn a_head_that_comes_byte_by_byte_is_read_and_one_that_never_ends_is_not_waited_for() {
     let upstream = Answering::ok().await;
-    let pillion = Setup::users([upstream.address]).egress("limits: { head_timeout: 500ms }").start().await;
+    let pillion = Setup::users([upstream.address]).egress("limits: { head_timeout: 5s }").start().await;
     let idle = pillion.idle_tasks().await;
     let relay = Relay::with(pillion.egress().port(), |number| match number {
         0 => Faults::up(Way::slow(1, MS)),
@@ -171,7 +171,7 @@ async fn a_head_that_comes_byte_by_byte_is_read_and_one_that_never_ends_is_not_w
         // A single `P` is not yet known for a request.
         let answer = client.rest().await;
         assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 408 "), "{}", String::from_utf8_lossy(&answer));
-        assert!((400 * MS..5000 * MS).contains(&start.elapsed()), "{:?}", start.elapsed());
+        assert!((4900 * MS..30_000 * MS).contains(&start.elapsed()), "{:?}", start.elapsed());
     }
     drop(client);
     relay.cut();
@@ -209,27 +209,32 @@ async fn a_client_that_stops_reading_is_given_up() {
 async fn an_upstream_that_goes_silent_is_given_up_wherever_it_was() {
     let response = ok("hello world");
     let head = response.find("\r\n\r\n").unwrap() + 4;
-    let silences = [
-        (Faults::up(Way::after(0, Fault::Swallow)), failed(504, "request_timeout")),
-        (Faults::up(Way::after(30, Fault::Stall)), failed(504, "request_timeout")),
-        (Faults::down(Way::after(0, Fault::Stall)), failed(504, "request_timeout")),
-        (Faults::down(Way::after(20, Fault::Swallow)), failed(504, "request_timeout")),
-        (Faults::down(Way::after(head, Fault::Stall)), Outcome::Cut),
-        (Faults::down(Way::after(head + 3, Fault::Swallow)), Outcome::Cut),
+    let before_the_head = [
+        Faults::up(Way::after(0, Fault::Swallow)),
+        Faults::up(Way::after(30, Fault::Stall)),
+        Faults::down(Way::after(0, Fault::Stall)),
+        Faults::down(Way::after(20, Fault::Swallow)),
     ];
-    for version in VERSIONS {
+    let after_it = [Faults::down(Way::after(head, Fault::Stall)), Faults::down(Way::after(head + 3, Fault::Swallow))];
+    // Where a head is to come, a busy machine has its time for it.
+    for (version, silences, timeouts, expected) in VERSIONS.iter().flat_map(|version| {
+        [
+            (*version, &before_the_head[..], "request: 300ms, idle: 300ms", failed(504, "request_timeout")),
+            (*version, &after_it[..], "request: 20s, idle: 1s", Outcome::Cut),
+        ]
+    }) {
         let response = response.clone();
         let upstream = Upstream::bind().await.answering(move |_| response.clone());
-        let faults: Vec<_> = silences.iter().map(|(faults, _)| *faults).collect();
+        let faults = silences.to_vec();
         let relay = Relay::with(upstream.address.port(), move |number| faults[number]).await;
-        let settings = "user-service: { timeouts: { request: 300ms, idle: 300ms } }";
-        let pillion = Setup::users([relay.address()]).service(settings).start().await;
+        let settings = format!("user-service: {{ timeouts: {{ {timeouts} }} }}");
+        let pillion = Setup::users([relay.address()]).service(&settings).start().await;
         let idle = pillion.idle_tasks().await;
         let mut asker = Asker::new(pillion.egress(), version);
-        for (faults, expected) in &silences {
+        for faults in silences {
             let start = Instant::now();
-            assert_eq!(&asker.get("/").await, expected, "{version:?}, {faults:?}");
-            assert!((200 * MS..3000 * MS).contains(&start.elapsed()), "{faults:?}: {:?}", start.elapsed());
+            assert_eq!(asker.get("/").await, expected, "{version:?}, {faults:?}");
+            assert!((200 * MS..12_000 * MS).contains(&start.elapsed()), "{faults:?}: {:?}", start.elapsed());
         }
         drop(asker);
         pillion.until_idle(idle).await;
@@ -450,7 +455,7 @@ async fn who_leaves_while_a_retry_waits_or_runs_gives_its_budget_back() {
 #[tokio::test]
 async fn a_retry_that_runs_out_of_time_gives_its_budget_back() {
     let (_upstream, relays) = never_better("").await;
-    let settings = "user-service: { timeouts: { request: 300ms } }";
+    let settings = "user-service: { timeouts: { request: 3s } }";
     let pillion = Setup::users(relays.each_ref().map(Relay::address)).service(settings).start().await;
     let idle = pillion.idle_tasks().await;
     for version in VERSIONS {
@@ -465,7 +470,7 @@ async fn a_retry_that_runs_out_of_time_gives_its_budget_back() {
 async fn a_network_that_loses_everything_for_a_while_leaves_nothing_behind() {
     let upstream = Answering::ok().await;
     let relay = Relay::to(upstream.address.port()).await;
-    let settings = "user-service: { timeouts: { request: 500ms, connect: 500ms } }";
+    let settings = "user-service: { timeouts: { request: 5s, connect: 5s } }";
     let pillion = Setup::users([relay.address()]).service(settings).start().await;
     let idle = pillion.idle_tasks().await;
     let mut askers: Vec<_> = (0..10).map(|number| Asker::new(pillion.egress(), VERSIONS[number % 2])).collect();

@@ -18,8 +18,8 @@ use std::{
 };
 use tokio::time::{Instant, sleep};
 
-/// Fast, so that tests need not wait.
-const FAST: &str = "interval: 50ms, max_interval: 100ms, timeout: 500ms";
+/// Fast, so that tests need not wait; but nobody fails because the machine is busy.
+const FAST: &str = "interval: 50ms, max_interval: 100ms, timeout: 10s";
 
 fn unavailable() -> String {
     "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n".into()
@@ -144,12 +144,13 @@ async fn rise_and_fall_are_counted_in_checks() {
     until_state(&pillion, checked.address(), "suspect").await;
     assert!(endpoint(&pillion, checked.address()).await.unwrap()["health"]["state"] == "available");
     until_state(&pillion, checked.address(), "unhealthy").await;
+    // More may follow before anybody looks; fewer were not enough.
     let checks = checked.upstream.unseen().len();
-    assert!((4..=6).contains(&checks), "{checks} until it was unhealthy");
+    assert!(checks >= 4, "{checks} until it was unhealthy");
     checked.set(true);
     until_state(&pillion, checked.address(), "healthy").await;
     let checks = checked.upstream.unseen().len();
-    assert!((3..=6).contains(&checks), "{checks} until it was healthy");
+    assert!(checks >= 3, "{checks} until it was healthy");
 }
 
 #[tokio::test]
@@ -160,7 +161,7 @@ async fn one_that_accepts_and_never_answers_fails_in_time() {
     let seen = until_state(&pillion, silent.address, "unhealthy").await;
     assert_eq!(seen["checks"]["failure"], "HTTP: no answer within 100ms");
     let took = seen["checks"]["took_ms"].as_f64().unwrap();
-    assert!((100.0..5000.0).contains(&took), "{took} ms");
+    assert!((100.0..10_000.0).contains(&took), "{took} ms");
     // Its connection is closed, and was only asked for its health.
     let mut connection = silent.accept().await;
     assert!(is_check(&connection.request().await));
@@ -177,12 +178,11 @@ async fn when_all_fail_all_are_used_unless_that_is_forbidden() {
             until_state(&pillion, address, "unhealthy").await;
         }
         let mut client = pillion.connect().await;
-        let start = Instant::now();
         client.send(get("/")).await;
         let response = client.response().await;
         assert_eq!(response.error(), expected, "{response:?}");
         if expected.0 == 503 {
-            assert!(start.elapsed() < Duration::from_secs(1), "at once");
+            assert_eq!(pillion.metric("pillion_retries_total", &[]).await, 0.0, "at once");
             let text = response.text();
             assert!(
                 text.contains("none of the service's 2 endpoints can take requests; 2 fail their health checks"),

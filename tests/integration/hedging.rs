@@ -1,40 +1,35 @@
 //! A request that takes long is sent to a second instance as well.
 
 use crate::{
+    http2_peer,
     peer::{Answering, Upstream, get, ok, post},
     pillion::Setup,
 };
-use std::time::Duration;
-use tokio::time::{Instant, timeout};
-
 const TURN: &str = "balance: { policy: round-robin }";
 
 #[tokio::test]
 async fn the_faster_one_answers_and_the_other_is_cancelled() {
     let (slow, mut fast) = (Upstream::bind().await, Answering::ok().await);
-    let settings = format!("user-service: {{ {TURN}, hedge: {{ after: 100ms }} }}");
+    let settings = format!("user-service: {{ {TURN}, hedge: {{ after: 500ms }} }}");
     let pillion = Setup::users([slow.address, fast.address]).service(&settings).access_log().start().await;
     let mut client = pillion.connect().await;
-    let (mut took, mut hedged) = (Vec::new(), 0u32);
+    let mut hedged = 0u32;
     for _ in 0..4 {
-        let start = Instant::now();
         client.send(get("/")).await;
+        // The other one never answers.
         assert_eq!(client.response().await.text(), "ok");
-        took.push(start.elapsed());
         if fast.seen().await.get("x-pillion-attempt") == Some("2") {
             hedged += 1;
             // It had the request, and its connection is cut.
-            let mut peer = timeout(Duration::from_secs(5), slow.accept()).await.unwrap();
+            let mut peer = slow.accept().await;
             peer.request().await;
             peer.closed().await;
         }
     }
-    assert!(hedged > 0, "not all begin at the fast one: {took:?}");
-    assert!(took.iter().all(|took| *took < Duration::from_secs(2)), "{took:?}");
-    let hedges = ["pillion_hedges_total", "pillion_hedges_won_total"];
-    for name in hedges {
-        assert_eq!(pillion.metric(name, &[]).await, f64::from(hedged), "{name}");
-    }
+    assert!(hedged > 0, "not all begin at the fast one");
+    pillion.until_metric("pillion_hedges_won_total", &[], f64::from(hedged)).await;
+    // On a busy machine even the fast one is slow at times, and the other one is asked in vain.
+    assert!(pillion.metric("pillion_hedges_total", &[]).await >= f64::from(hedged));
     let line = pillion.access_line(" flags=hedged").await;
     assert!(line.contains(&format!("endpoint={} attempts=2 ", fast.address)), "{line}");
     drop(client);
@@ -89,24 +84,18 @@ async fn both_fail_and_the_request_is_tried_elsewhere() {
     let mut client = pillion.connect().await;
     client.send(get("/")).await;
     let accept = async || {
-        let (peer, ..) = futures_util::future::select_all(all.iter().map(|upstream| Box::pin(upstream.accept()))).await;
-        peer
-    };
-    for number in 1..=3 {
-        let mut peer = accept().await;
+        let (mut peer, ..) =
+            futures_util::future::select_all(all.iter().map(|upstream| Box::pin(upstream.accept()))).await;
         let request = peer.request().await;
-        if number < 3 {
-            // Held until the second one has it, too.
-            tokio::spawn(async move {
-                tokio::time::sleep(Duration::from_millis(300)).await;
-                peer.send(down).await;
-                peer.closed().await;
-            });
-        } else {
-            assert_eq!(request.get("x-pillion-attempt"), Some("3"), "after the first two");
-            peer.send(ok("third")).await;
-        }
-    }
+        (peer, request)
+    };
+    // The first one is held until the second one has it, too.
+    let ((mut first, _), (mut second, _)) = (accept().await, accept().await);
+    first.send(down).await;
+    second.send(down).await;
+    let (mut third, request) = accept().await;
+    assert_eq!(request.get("x-pillion-attempt"), Some("3"), "after the first two");
+    third.send(ok("third")).await;
     assert_eq!(client.response().await.text(), "third");
 }
 
@@ -124,10 +113,11 @@ async fn a_percentile_is_learnt_from_a_hundred_responses() {
     fast.unseen();
     pillion.write_instances(&format!("services:\n  user-service: [{}, {}]\n", slow.address, fast.address));
     pillion.until_metric("pillion_endpoints", &["state=\"available\""], 2.0).await;
-    let start = Instant::now();
-    while pillion.metric("pillion_hedges_won_total", &[]).await == 0.0 {
-        client.send(get("/")).await;
-        assert_eq!(client.response().await.text(), "ok");
-    }
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    let hedged = async {
+        while pillion.metric("pillion_hedges_won_total", &[]).await == 0.0 {
+            client.send(get("/")).await;
+            assert_eq!(client.response().await.text(), "ok");
+        }
+    };
+    http2_peer::soon("a hedge to win", hedged).await;
 }

@@ -180,12 +180,13 @@ async fn what_is_odd_but_clear_is_taken() {
 #[tokio::test]
 async fn a_head_that_does_not_end_in_time_gets_408() {
     let mut upstream = Answering::ok().await;
-    let pillion = Setup::users([upstream.address]).egress("limits: { head_timeout: 200ms }").start().await;
+    let pillion = Setup::users([upstream.address]).egress("limits: { head_timeout: 1s }").start().await;
     let mut slow = pillion.connect().await;
     slow.send("GET / HTTP/1.1\r\nhost: user").await;
     // One byte now and then does not prolong it.
     let response = loop {
         tokio::select! {
+            biased;
             _ = slow.fill() => break slow.response().await,
             () = tokio::time::sleep(std::time::Duration::from_millis(40)) => slow.send("x").await,
         }

@@ -163,7 +163,7 @@ async fn a_response_that_began_is_not_begun_again() {
     server.send(RST_STREAM, 0, stream, &u32::from(Reason::INTERNAL_ERROR).to_be_bytes()).await;
     assert_eq!(client.rest().await, b"", "cut off without a last chunk");
     assert!(upstream.is_left_alone());
-    assert_eq!(pillion.metric("pillion_errors_total", &["reason=\"upstream_truncated\""]).await, 1.0);
+    pillion.until_metric("pillion_errors_total", &["reason=\"upstream_truncated\""], 1.0).await;
 }
 
 #[tokio::test]

@@ -232,10 +232,11 @@ async fn a_connection_that_nobody_waits_for_any_more_is_no_trap_for_the_next_req
     // It connects, and says nothing.
     let mut first = pillion.connect().await;
     first.send(get("/")).await;
-    let silent = upstream.accept().await;
+    let mut silent = upstream.accept().await;
     drop(first);
     pillion.until_metric("pillion_requests_in_flight", &[], 0.0).await;
-    tokio::time::sleep(std::time::Duration::from_millis(600)).await;
+    // Until it is given up.
+    silent.rest().await;
     let mut next = pillion.connect().await;
     next.send(get("/")).await;
     let fresh = upstream.accept().await;

@@ -2,7 +2,7 @@
 
 use crate::{
     http2_peer::{self, soon},
-    peer::{Answering, PATIENCE, Peer, Upstream, get, ok},
+    peer::{Answering, PATIENCE, Peer, Upstream, get, ok, until_rated},
     pillion::{Pillion, Setup},
 };
 use futures_util::future::join_all;
@@ -137,7 +137,7 @@ async fn the_upstream_never_has_more_than_the_limit_from_all_workers() {
     assert_eq!(good + shed, 2000);
     assert!(good >= 50 && shed >= 50, "{good} answered, {shed} refused");
     assert_eq!(upstream.most(), 5);
-    assert_eq!(pillion.metric("pillion_errors_total", &["reason=\"overloaded\""]).await as usize, shed);
+    pillion.until_metric("pillion_errors_total", &["reason=\"overloaded\""], shed as f64).await;
     pillion.until_free().await;
 }
 
@@ -199,7 +199,8 @@ async fn nobody_waits_longer_than_the_queue_timeout_or_its_own_deadline() {
     client.send(get("/")).await;
     assert_eq!(client.response().await.error(), OVERLOADED);
     let took = start.elapsed();
-    assert!((300 * MS..3000 * MS).contains(&took), "{took:?}");
+    // Long before the request's own time is over.
+    assert!((300 * MS..12_000 * MS).contains(&took), "{took:?}");
     let start = Instant::now();
     client.send("GET / HTTP/1.1\r\nhost: user-service\r\nx-request-timeout: 50ms\r\n\r\n").await;
     assert_eq!(client.response().await.error(), (504, Some("deadline_exceeded")));
@@ -313,38 +314,29 @@ async fn a_worker_leaves_idle_connections_to_another_that_needs_them() {
     soon("the idle connection to be closed", served).await;
 }
 
-/// How many of `requests` in a row get through, and the last answer that did not.
-async fn through(client: &mut Peer, fields: &str, requests: usize) -> (usize, Option<crate::peer::Message>) {
-    let (mut through, mut refused) = (0, None);
-    for _ in 0..requests {
-        client.send(format!("GET / HTTP/1.1\r\nhost: user-service\r\n{fields}\r\n")).await;
-        let answer = client.response().await;
-        if answer.status() == 200 {
-            through += 1;
-        } else {
-            refused = Some(answer);
-        }
-    }
-    (through, refused)
-}
-
 #[tokio::test]
 async fn as_many_per_second_get_through_as_the_rate_allows() {
     let mut upstream = Answering::ok().await;
-    let limits = with("rate: { per_second: 50, burst: 20 }");
+    // So many that a machine which stops for seconds does not fill them up again.
+    let limits = with("rate: { per_second: 50, burst: 400 }");
     let pillion = Setup::users([upstream.address]).service(&limits).workers(2).start().await;
     let start = Instant::now();
     let mut all = 0;
-    while start.elapsed() < 1000 * MS {
+    let least = loop {
+        let asked = start.elapsed();
         // Over both workers.
-        let answers = flood(&pillion, 4, 10).await;
+        let answers = flood(&pillion, 4, 25).await;
         all += answers.iter().filter(|(status, _)| *status == 200).count();
         assert!(answers.iter().all(|(status, error)| {
             matches!((status, error.as_deref()), (200, None) | (429, Some("rate_limited")))
         }));
-    }
-    let allowed = 20.0 + 50.0 * start.elapsed().as_secs_f64();
-    assert!((allowed * 0.8..=allowed + 1.0).contains(&(all as f64)), "{all} got through, {allowed} may");
+        // Whoever is refused shows that nothing was left of what had come until it asked.
+        if asked >= 1000 * MS && answers.iter().any(|(status, _)| *status == 429) {
+            break 400.0 + 50.0 * asked.as_secs_f64() - 1.0;
+        }
+    };
+    let most = 400.0 + 50.0 * start.elapsed().as_secs_f64() + 1.0;
+    assert!((least..=most).contains(&(all as f64)), "{all} got through, {least} must and {most} may");
     assert_eq!(upstream.unseen().len(), all);
     let refused = pillion.metric("pillion_errors_total", &["reason=\"rate_limited\""]).await;
     assert!(refused > 0.0);
@@ -358,28 +350,37 @@ async fn each_caller_has_a_rate_of_its_own_and_is_told_when_to_come_again() {
     let pillion = limited(upstream.address, limits).await;
     let mut client = pillion.connect().await;
     for caller in ["x-caller: a\r\n", "x-caller: b\r\n", ""] {
-        let start = Instant::now();
-        let (count, refused) = through(&mut client, caller, 100).await;
-        // While it asks, one more may come each second.
-        assert!((90..=91 + start.elapsed().as_secs()).contains(&(count as u64)), "{count} of {caller:?}");
-        let refused = refused.expect("the last ones are too many");
+        let request = format!("GET / HTTP/1.1\r\nhost: user-service\r\n{caller}\r\n");
+        for number in 1..=90 {
+            client.send(&request).await;
+            assert_eq!(client.response().await.status(), 200, "{number} of {caller:?}");
+        }
+        let refused = until_rated(&mut client, request, 0).await;
         assert_eq!((refused.error(), refused.get("retry-after")), ((429, Some("rate_limited")), Some("1")));
     }
     let grpc = http2_peer::Client::connect(pillion.egress()).await;
-    // As many as may come since the first ones.
-    while through(&mut client, "x-caller: a\r\n", 1).await.0 == 1 {}
-    let mut call = http2_peer::request("POST", "/echo.Echo/Say");
-    call.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
-    call.headers_mut().insert("x-caller", "a".parse().unwrap());
-    let refused = http2_peer::collect(grpc.start(call, true).await.0).await.unwrap();
-    assert_eq!((refused.status.as_u16(), &refused.headers["grpc-status"]), (200, &"8".parse().unwrap()));
+    let is_told = async {
+        // As many as may come since the first ones.
+        loop {
+            let mut call = http2_peer::request("POST", "/echo.Echo/Say");
+            call.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+            call.headers_mut().insert("x-caller", "a".parse().unwrap());
+            let answer = http2_peer::collect(grpc.start(call, true).await.0).await.unwrap();
+            assert_eq!(answer.status.as_u16(), 200);
+            if let Some(status) = answer.headers.get("grpc-status") {
+                return status.clone();
+            }
+        }
+    };
+    assert_eq!(soon("a refusal", is_told).await, "8");
     drop((client, grpc));
     pillion.until_free().await;
 }
 
 #[tokio::test]
 async fn the_adaptive_limit_falls_when_requests_queue_up_in_the_service() {
-    let upstream = Busy::start(2, 20 * MS).await;
+    // One after the other, so that those who queue up are slower than any noise.
+    let upstream = Busy::start(1, 20 * MS).await;
     let pillion = limited(upstream.address, "adaptive: { min: 1 }").await;
     assert_eq!(pillion.metric("pillion_requests_limit", &[]).await, 20.0);
     // One at a time shows what is usual.

@@ -352,6 +352,22 @@ pub fn post(path: &str, body: &str) -> String {
     format!("POST {path} HTTP/1.1\r\nhost: user-service\r\ncontent-length: {}\r\n\r\n{body}", body.len())
 }
 
+/// Asks until it is refused for a rate of one request per second after `burst` at once: a busy machine takes its time, and each
+/// second lets one more through. Gives the refusal.
+pub async fn until_rated(client: &mut Peer, request: impl AsRef<[u8]>, burst: u64) -> Message {
+    let (start, mut through) = (Instant::now(), 0);
+    loop {
+        client.send(&request).await;
+        let answer = client.response().await;
+        if answer.status() == 429 {
+            return answer;
+        }
+        through += 1;
+        let most = burst + start.elapsed().as_secs() + 1;
+        assert!(through <= most, "{through} got through, {most} may: {answer:?}");
+    }
+}
+
 /// The status of the answer to `request`, pillion's reason, and how long it took.
 pub async fn timed(client: &mut Peer, request: String) -> (u16, Option<String>, Duration) {
     let start = Instant::now();

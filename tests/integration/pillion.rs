@@ -277,6 +277,19 @@ impl Pillion {
         }
     }
 
+    /// Waits until a metric that only grows has at least that value; it may have passed it before anybody looks.
+    pub async fn until_metric_has_reached(&self, name: &str, labels: &[&str], value: f64) {
+        let start = Instant::now();
+        loop {
+            let now = self.metric(name, labels).await;
+            if now >= value {
+                return;
+            }
+            assert!(start.elapsed() < PATIENCE, "{name}{labels:?} is {now}, not yet {value}");
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Waits until so many requests were answered.
     pub async fn until_served(&self, count: f64) {
         let start = Instant::now();
@@ -350,7 +363,8 @@ impl Pillion {
     pub async fn stop(mut self) {
         let id = self.child.id().unwrap().to_string();
         assert!(Command::new("kill").arg(&id).status().await.unwrap().success());
-        let ended = timeout(PATIENCE, self.child.wait()).await;
+        // Less than the 30 s that are given to what is in progress: nobody may wait for all of them.
+        let ended = timeout(Duration::from_secs(25), self.child.wait()).await;
         let ended = ended.unwrap_or_else(|_| panic!("it does not stop:\n{}", self.log())).unwrap();
         assert!(ended.success(), "{ended}:\n{}", self.log());
     }

@@ -81,19 +81,21 @@ async fn without_budget_there_is_no_retry() {
     let settings = "user-service: { retry: { budget: { percent: 0, per_second: 2 } } }";
     let pillion = Setup::users([bad[0].address, bad[1].address]).service(settings).start().await;
     let mut client = pillion.connect().await;
+    let start = Instant::now();
     for _ in 0..100 {
         client.send(get("/")).await;
         assert_eq!(client.response().await.status(), 503);
     }
-    let seen = bad.iter_mut().flat_map(Answering::unseen).count();
+    let retries = bad.iter_mut().flat_map(Answering::unseen).count() - 100;
     // Ten seconds of the floor at once, and what came back of it meanwhile.
-    assert!((120..=130).contains(&seen), "{seen} requests upstream for 100");
-    assert!(metric(&pillion, "pillion_retries_denied_total").await >= 70.0);
+    let most = 20 + 2 * (start.elapsed().as_secs() as usize + 1);
+    assert!((20..=most).contains(&retries), "{retries} retries of 100 requests in {:?}", start.elapsed());
+    assert!(metric(&pillion, "pillion_retries_denied_total").await >= 100.0 - retries as f64);
 }
 
 #[tokio::test]
 async fn an_upstream_that_says_when_to_come_again_is_obeyed() {
-    let mut later = Upstream::bind().await.answering(|_| unavailable("retry-after: 1\r\n"));
+    let mut later = Upstream::bind().await.answering(|_| unavailable("retry-after: 4\r\n"));
     // There is no time for that, and what one endpoint says of itself the other did not say.
     let mut never = Upstream::bind().await.answering(|_| unavailable("retry-after: 3600\r\n"));
     let mut beyond = Upstream::bind().await.answering(|_| unavailable("retry-after: 18446744073709551615\r\n"));
@@ -114,21 +116,21 @@ async fn an_upstream_that_says_when_to_come_again_is_obeyed() {
         }
         let (found, took) = met.expect("its turn came");
         assert_eq!(found, 200);
-        assert_eq!(took >= Duration::from_secs(1), waits, "{took:?}");
+        assert_eq!(took >= Duration::from_secs(4), waits, "{took:?}");
     }
 }
 
 #[tokio::test]
 async fn a_try_that_takes_too_long_is_followed_by_another_where_that_is_safe() {
     let (silent, good) = (Upstream::bind().await, Upstream::bind().await.answering(|_| ok("ok")));
-    let settings = format!("user-service: {{ {TURN}, retry: {{ per_try_timeout: 100ms }} }}");
+    // Whoever is silent twice for two seconds would be out otherwise.
+    let settings =
+        format!("user-service: {{ {TURN}, breaker: {{ enabled: false }}, retry: {{ per_try_timeout: 2s }} }}");
     let pillion = Setup::users([silent.address, good.address]).service(&settings).start().await;
     let mut client = pillion.connect().await;
     for _ in 0..4 {
-        let start = Instant::now();
         client.send(get("/")).await;
         assert_eq!(client.response().await.text(), "ok");
-        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     }
     let retries = pillion.metric("pillion_retries_total", &["reason=\"try_timeout\""]).await;
     // The retry takes a turn as well.

@@ -1,7 +1,7 @@
 //! Retries, fallbacks and faults of one route, beside those of its service.
 
 use crate::{
-    peer::{Answering, Message, Peer, Upstream, get, ok, post},
+    peer::{Answering, Message, Peer, Upstream, get, ok, post, until_rated},
     pillion::Setup,
 };
 
@@ -70,7 +70,7 @@ async fn a_route_has_a_fallback_of_its_own() {
     pillion.until_metric("pillion_fallbacks_total", &["kind=\"service\""], 1.0).await;
     // A route's own limits are before all that: what they refuse is refused.
     assert_eq!(ask(&mut client, "/limited").await.status(), 203);
-    let refused = ask(&mut client, "/limited").await;
+    let refused = until_rated(&mut client, get("/limited"), 0).await;
     assert_eq!((refused.error(), refused.get("x-pillion-fallback")), ((429, Some("rate_limited")), None));
 }
 

@@ -1,7 +1,7 @@
 //! Routes, subsets and splits, on the real program.
 
 use crate::{
-    peer::{Answering, Peer, get, ok},
+    peer::{Answering, Peer, get, ok, until_rated},
     pillion::{Pillion, Setup},
 };
 use std::{
@@ -244,7 +244,7 @@ async fn routes_answer_rewrite_and_change_headers() {
 async fn a_route_has_timeouts_and_limits_of_its_own() {
     let upstream = crate::peer::Upstream::bind().await;
     let settings = "user-service: { routes: [\
-        { match: { path: { prefix: /slow } }, timeouts: { request: 100ms }, limits: { requests: 1 } }, \
+        { match: { path: { prefix: /slow } }, timeouts: { request: 3s }, limits: { requests: 1 } }, \
         { match: { path: { prefix: /rated } }, limits: { rate: { per_second: 1 } }, respond: { status: 200 } }] }";
     let pillion = Setup::users([upstream.address]).service(settings).start().await;
     let (mut first, mut second) = (pillion.connect().await, pillion.connect().await);
@@ -256,8 +256,7 @@ async fn a_route_has_timeouts_and_limits_of_its_own() {
     assert_eq!(first.response().await.error(), (504, Some("request_timeout")));
     second.send(get("/rated")).await;
     assert_eq!(second.response().await.status(), 200);
-    second.send(get("/rated")).await;
-    let answer = second.response().await;
+    let answer = until_rated(&mut second, get("/rated"), 0).await;
     assert_eq!((answer.error(), answer.get("retry-after")), ((429, Some("rate_limited")), Some("1")));
 }
 
@@ -290,7 +289,7 @@ async fn a_service_that_gets_requests_from_anothers_routes_keeps_its_own_setting
     let pillion = Setup::default()
         .instances("payments", [ill.address, other.address])
         .service("payments: { balance: { policy: round-robin }, retry: { attempts: 0 } }")
-        .service("api.example: { routes: [{ to: payments/, timeouts: { request: 300ms } }] }")
+        .service("api.example: { routes: [{ to: payments/, timeouts: { request: 3s } }] }")
         .start()
         .await;
     let mut client = pillion.connect().await;

@@ -52,7 +52,7 @@ async fn a_registry_that_fails_gives_way_and_comes_back_without_flapping() {
     let (first, second) = (Upstream::start("first").await, Upstream::start("second").await);
     setup.write("main", "users", &quoted(&[&first]));
     setup.write("backup", "users", &quoted(&[&second]));
-    let settings = "discovery: { failover: { after: 300ms, hold: 1s } }";
+    let settings = "discovery: { failover: { after: 300ms, hold: 5s } }";
     let pillion = setup.start(&[("main", ""), ("backup", "")], settings).await;
     until_answer(pillion.egress(), "users", |_, name| name == "first").await;
     let mut load = Load::start(pillion.egress(), Version::HTTP_11, "users", 2);

@@ -88,18 +88,19 @@ async fn the_default_policy_keeps_callers_from_the_slow_one() {
     let (mut turn, mut default) = (all.pop().unwrap(), all.swap_remove(0));
     // What else runs on the machine makes all instances slow now and then; so the best of three counts.
     for _ in 0..2 {
-        if default.percentile(99) * 3 < turn.percentile(99) {
+        if default.slow < 0.1 && default.percentile(99) * 3 < turn.percentile(99) {
             break;
         }
         (default, turn) = (with("peak-ewma").await, with("round-robin").await);
         println!("once more: peak-ewma {}, round-robin {}", default.summary(), turn.summary());
     }
-    assert!(default.slow < 0.1, "a fifth would be even: {}", default.summary());
+    assert!(default.slow < turn.slow, "{} to {}", default.summary(), turn.summary());
     // Where the fast ones have to wait for a processor, slow requests are no news of the slow one.
     let is_busy = turn.percentile(50) > FAST * 8 / 5;
     if is_busy {
         println!("this machine is too busy to compare the 99th percentiles");
     }
+    assert!(is_busy || default.slow < 0.1, "a fifth would be even: {}", default.summary());
     assert!(
         is_busy || default.percentile(99) * 3 < turn.percentile(99),
         "peak-ewma {}, round-robin {}",

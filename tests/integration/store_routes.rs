@@ -2,7 +2,7 @@
 //! nothing. On a folder, and on the embedded registry.
 
 use crate::{
-    e2e::{ANY, Load, Pillion, Upstream, get, pillion, summary, until, until_answer},
+    e2e::{ANY, Load, PATIENCE, Pillion, Upstream, get, pillion, summary, until, until_answer},
     socket::{Socket, free_port},
 };
 use http::Version;
@@ -92,10 +92,12 @@ pub async fn changes_under_load(server: &impl Server, store: &str, soon: Duratio
     let load = Load::paced(pillion.egress(), Version::HTTP_11, "users", 3, Duration::from_millis(1));
     let opened = pillion.metric("pillion_pool_opened_total{service=\"users\"}").await;
     let mut medians = Vec::new();
-    while medians.last().is_none_or(|median| *median >= soon) && medians.len() < ROUNDS {
+    // A request shows that a change is in force, and on a busy machine takes its time as well.
+    let is_soon = |(change, request): &(Duration, Duration)| *change < soon + 2 * *request;
+    while !medians.last().is_some_and(is_soon) && medians.len() < ROUNDS {
         medians.push(some_changes(server, &pillion).await);
     }
-    assert!(medians.iter().any(|median| *median < soon), "{medians:?}");
+    assert!(medians.last().is_some_and(is_soon), "{medians:?}");
     let seen = users(&pillion).await;
     assert!(seen["from"] == "store" && seen["version"].is_string() && seen.get("refused").is_none(), "{seen:#}");
     // One that was never there, so far: a split, which the load sees as both.
@@ -119,24 +121,30 @@ pub async fn changes_under_load(server: &impl Server, store: &str, soon: Duratio
     assert!(more <= 20.0, "connections to upstreams survive the changes: {more} were opened");
 }
 
-/// How long it takes in the median from when the command has returned until a request goes the new way.
-async fn some_changes(server: &impl Server, pillion: &Pillion) -> Duration {
-    let mut times = Vec::new();
+/// How long it takes in the median from when the command has returned until a request goes the new way, and how long a request
+/// takes that nothing is changed for.
+async fn some_changes(server: &impl Server, pillion: &Pillion) -> (Duration, Duration) {
+    let (mut times, mut requests) = (Vec::new(), Vec::new());
     for change in 0..CHANGES {
         let name = if change % 2 == 0 { "canary" } else { "stable" };
         server.put(&to(name));
         let put = Instant::now();
         let asking = async { while get(pillion.egress(), "users").await != Ok((200, name.into())) {} };
-        tokio::time::timeout(Duration::from_secs(30), asking).await.expect("the change is in force");
+        tokio::time::timeout(PATIENCE, asking).await.expect("the change is in force");
         times.push(put.elapsed());
+        let asked = Instant::now();
+        assert_eq!(get(pillion.egress(), "users").await, Ok((200, name.into())));
+        requests.push(asked.elapsed());
     }
     times.sort_unstable();
     let high = times[(CHANGES - 1) * 95 / 100];
     let (median, longest) = summary(times);
+    let (request, _) = summary(requests);
     println!(
-        "in force {median:.1?} (median), {high:.1?} (95 %) and {longest:.1?} (at most) after the command had returned"
+        "in force {median:.1?} (median), {high:.1?} (95 %) and {longest:.1?} (at most) after the command had returned; \
+         a request took {request:.1?}"
     );
-    median
+    (median, request)
 }
 
 /// A value that cannot be read, or not be so, changes nothing and is reported.

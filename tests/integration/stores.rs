@@ -150,8 +150,8 @@ pub async fn hands_its_lock_over(store: Arc<dyn Store>, other: Arc<dyn Store>, l
 
     // One that dies: it is not renewed any more.
     let mut dead = store.clone().claim("pillion/lock".into(), "dead".into(), TTL);
-    assert!(dead.take().await.unwrap());
     let died = Instant::now();
+    assert!(dead.take().await.unwrap());
     let mut heir = timeout(PATIENCE, lock(&other, "heir")).await.unwrap().unwrap();
     println!("taken from the dead after {:.1?}", died.elapsed());
     assert!(died.elapsed() >= least, "no sooner than its time was over: {:?}", died.elapsed());

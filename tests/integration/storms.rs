@@ -133,13 +133,14 @@ async fn storm(what: &str, count: usize, time: Duration, streams: u64) {
     instances.fail(count, true);
     let failed = Instant::now();
     sleep(time).await;
-    // From the start: what was well had earned retries, too.
-    let (asked, seen) = (callers.asked.load(Relaxed) + streams, instances.seen.load(Relaxed));
+    // From the start: what was well had earned retries, too. On a busy machine it all takes longer.
+    let seen = instances.seen.load(Relaxed);
+    let (asked, lasted) = (callers.asked.load(Relaxed) + streams, failed.elapsed());
     instances.fail(count, false);
     let well = Instant::now();
     sleep(Duration::from_secs(4)).await;
     let outcomes = callers.end().await;
-    let (offered, allowed) = (asked as f64, FLOOR.mul_add(time.as_secs_f64(), SAVED));
+    let (offered, allowed) = (asked as f64, FLOOR.mul_add(lasted.as_secs_f64(), SAVED));
     let most = (1.0 + SHARE).mul_add(offered, allowed);
     let bad =
         |from: Instant, to: Instant| outcomes.iter().filter(|(at, good)| *at >= from && *at < to && !good).count();
@@ -151,7 +152,8 @@ async fn storm(what: &str, count: usize, time: Duration, streams: u64) {
         bad(failed, well),
         last.saturating_duration_since(well),
     );
-    assert!(offered > 0.5 * 300.0 * time.as_secs_f64(), "the callers did not keep their rate: {offered}");
+    // With three tries each they would be far more.
+    assert!(count < INSTANCES || 3.0 * offered > 1.2 * most, "that are too few requests to see it: {offered}");
     assert!(seen as f64 <= most, "{seen} requests upstream for {offered}; {most} are allowed");
     assert_eq!(bad(well + Duration::from_secs(2), Instant::now()), 0, "they had been well for two seconds");
     if count == 1 {

@@ -278,7 +278,7 @@ async fn one_that_leaves_is_noticed_though_the_other_does_not_read() {
 #[tokio::test]
 async fn a_connection_that_is_closed_while_bytes_move_is_reset() {
     let mut backend = Backend::start().await;
-    let pillion = db([backend.address]).service("db: { tcp: { max_age: 2s } }").start().await;
+    let pillion = db([backend.address]).service("db: { tcp: { max_age: 5s } }").start().await;
     let (client, server) = through(&pillion, &mut backend).await;
     let (mut read, _write) = tokio::io::split(client.stream);
     let Peer { mut stream, .. } = server;
@@ -300,7 +300,7 @@ async fn a_connection_that_is_closed_while_bytes_move_is_reset() {
 #[tokio::test]
 async fn a_limit_that_is_reached_keeps_nobody_out_for_good() {
     let mut one = Backend::start().await;
-    let service = "db: { limits: { connections: 2 }, breaker: { open: { base: 1s, max: 1s } } }";
+    let service = "db: { limits: { connections: 2 }, breaker: { open: { base: 4s, max: 4s } } }";
     let pillion = db([one.address]).service(service).start().await;
     let gone = Backend::start().await;
     let refusing = gone.address;
@@ -318,7 +318,8 @@ async fn a_limit_that_is_reached_keeps_nobody_out_for_good() {
     socket.bind(refusing).unwrap();
     let back = Socket(socket.listen(16).unwrap());
     let full = [through(&pillion, &mut one).await, through(&pillion, &mut one).await];
-    for _ in 0..60 {
+    // For longer than it is kept out.
+    for _ in 0..100 {
         assert!(is_turned_away(pillion.address("db")).await);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -355,10 +356,10 @@ async fn the_last_words_of_a_server_arrive() {
 #[tokio::test]
 async fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
     let mut backend = Backend::start().await;
-    let pillion = db([backend.address]).service("db: { tcp: { idle_timeout: 2s } }").start().await;
+    let pillion = db([backend.address]).service("db: { tcp: { idle_timeout: 5s } }").start().await;
+    let start = Instant::now();
     let (mut idle, _server) = through(&pillion, &mut backend).await;
     let (mut busy, mut echo) = through(&pillion, &mut backend).await;
-    let start = Instant::now();
     let ended = tokio::spawn(async move {
         assert_eq!(idle.rest().await, b"");
         start.elapsed()
@@ -369,7 +370,7 @@ async fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let took = ended.await.unwrap();
-    assert!(took >= Duration::from_millis(1900) && took < Duration::from_secs(10), "{took:?}");
+    assert!(took >= Duration::from_millis(4900) && took < Duration::from_secs(30), "{took:?}");
     busy.send("x").await;
     assert_eq!(echo.take(1).await, b"x");
     pillion.until_metric("pillion_tcp_closed_total", &["outcome=\"idle_timeout\""], 1.0).await;
@@ -378,11 +379,11 @@ async fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
 #[tokio::test]
 async fn a_connection_has_its_time() {
     let mut backend = Backend::start().await;
-    let pillion = db([backend.address]).service("db: { tcp: { max_age: 2s } }").start().await;
+    let pillion = db([backend.address]).service("db: { tcp: { max_age: 5s } }").start().await;
     let start = Instant::now();
     let (mut client, mut server) = through(&pillion, &mut backend).await;
     assert_eq!(client.rest().await, b"");
-    assert!(start.elapsed() >= Duration::from_millis(1900), "{:?}", start.elapsed());
+    assert!(start.elapsed() >= Duration::from_millis(4900), "{:?}", start.elapsed());
     assert_eq!(server.rest().await, b"");
     pillion.until_metric("pillion_tcp_closed_total", &["outcome=\"stream_timeout\""], 1.0).await;
 }
@@ -395,6 +396,7 @@ async fn connections_to_an_endpoint_that_leaves_are_kept_drained_or_cut() {
         let service = format!("db: {{ guard: {{ enabled: false }}, tcp: {{ when_gone: {settings} }} }}");
         let pillion = db([leaving.address]).service(&service).start().await;
         let (mut client, mut server) = through(&pillion, &mut leaving).await;
+        let start = Instant::now();
         pillion.write_instances(&format!("services:\n  db: [{}]\n", staying.address));
         // Once it is known, new ones go to the other.
         let deadline = Instant::now() + PATIENCE;
@@ -409,7 +411,6 @@ async fn connections_to_an_endpoint_that_leaves_are_kept_drained_or_cut() {
             }
             assert!(Instant::now() < deadline);
         };
-        let start = Instant::now();
         match closes {
             None => {
                 // For longer than it would take.
@@ -420,7 +421,10 @@ async fn connections_to_an_endpoint_that_leaves_are_kept_drained_or_cut() {
             Some(least) => {
                 assert_eq!(client.rest().await, b"");
                 let took = start.elapsed();
-                assert!(took >= Duration::from_millis(least) && took < Duration::from_millis(least + 5000), "{took:?}");
+                assert!(
+                    took >= Duration::from_millis(least) && took < Duration::from_millis(least + 20_000),
+                    "{took:?}"
+                );
                 pillion.until_metric("pillion_tcp_closed_total", &["outcome=\"endpoint_gone\""], 1.0).await;
             }
         }
@@ -564,7 +568,7 @@ async fn the_server_s_name_says_which_service_and_nothing_is_decrypted() {
         .instances("users", [users.address])
         // That it wants TLS is why its clients speak it.
         .instances("orders", [format!("{{ address: \"{}\", tls: true }}", orders.address)])
-        .listener("tls", "protocol: tls, host_suffixes: [.example], limits: { head_timeout: 2s }")
+        .listener("tls", "protocol: tls, host_suffixes: [.example], limits: { head_timeout: 5s }")
         .access_log()
         .start()
         .await;
@@ -621,7 +625,7 @@ async fn whom_a_connection_comes_from_is_heard_and_told() {
     let mut backend = Backend::start().await;
     let pillion = Setup::default()
         .instances("db", [backend.address])
-        .listener("db", "protocol: tcp, service: db, proxy_protocol: true, limits: { head_timeout: 2s }")
+        .listener("db", "protocol: tcp, service: db, proxy_protocol: true, limits: { head_timeout: 5s }")
         .listener("plain", "protocol: tcp, service: db")
         .service("db: { tcp: { proxy_protocol: v2 } }")
         .access_log()

@@ -2,7 +2,7 @@
 
 use crate::{
     http2_peer::H2Upstream,
-    peer::{PATIENCE, Upstream, get, ok, post, timed},
+    peer::{Upstream, get, ok, post, timed},
     pillion::Setup,
 };
 use std::{net::SocketAddr, time::Duration};
@@ -13,6 +13,9 @@ use tokio::{
 };
 
 const MS: Duration = Duration::from_millis(1);
+
+/// Sooner than any other limit that there is, and long after the one that is looked at: a busy machine is late.
+const LATE: Duration = Duration::from_secs(12);
 
 /// A listening socket that accepts nothing and whose queue is full, so that connecting to it takes for ever.
 struct BlackHole {
@@ -43,13 +46,13 @@ async fn a_connection_that_does_not_come_about_is_given_up() {
     let mut client = pillion.connect().await;
     let (status, error, took) = timed(&mut client, get("/")).await;
     assert_eq!((status, error.as_deref()), (504, Some("connect_timeout")));
-    assert!((300 * MS..2000 * MS).contains(&took), "{took:?}");
+    assert!((300 * MS..LATE).contains(&took), "{took:?}");
 }
 
 #[tokio::test]
 async fn the_request_s_own_time_bounds_connecting_too() {
     let hole = BlackHole::open().await;
-    let settings = "user-service: { timeouts: { connect: 10s, request: 300ms } }";
+    let settings = "user-service: { timeouts: { connect: 1m, request: 300ms } }";
     let pillion = Setup::users([hole.address]).service(settings).start().await;
     let mut client = pillion.connect().await;
     let start = Instant::now();
@@ -57,7 +60,7 @@ async fn the_request_s_own_time_bounds_connecting_too() {
     let response = client.response().await;
     assert_eq!(response.error(), (504, Some("request_timeout")));
     assert!(response.text().contains("no response in 300ms"), "not the caller's deadline: {}", response.text());
-    assert!((300 * MS..2000 * MS).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert!((300 * MS..LATE).contains(&start.elapsed()), "{:?}", start.elapsed());
 }
 
 #[tokio::test]
@@ -79,19 +82,18 @@ async fn another_endpoint_is_tried_after_a_connect_timeout() {
 #[tokio::test]
 async fn a_caller_s_deadline_holds_while_connecting_too() {
     let hole = BlackHole::open().await;
-    let pillion = Setup::users([hole.address]).service("user-service: { timeouts: { connect: 10s } }").start().await;
+    let pillion = Setup::users([hole.address]).service("user-service: { timeouts: { connect: 1m } }").start().await;
     let mut client = pillion.connect().await;
     let request = "GET / HTTP/1.1\r\nhost: user-service\r\nx-request-timeout: 300ms\r\n\r\n";
     let (status, error, took) = timed(&mut client, request.into()).await;
     assert_eq!((status, error.as_deref()), (504, Some("deadline_exceeded")));
-    assert!((300 * MS..2000 * MS).contains(&took), "{took:?}");
+    assert!((300 * MS..LATE).contains(&took), "{took:?}");
 }
 
 #[tokio::test]
 async fn a_response_that_does_not_begin_is_given_up() {
     let upstream = Upstream::bind().await;
-    let pillion =
-        Setup::users([upstream.address]).service("user-service: { timeouts: { request: 300ms } }").start().await;
+    let pillion = Setup::users([upstream.address]).service("user-service: { timeouts: { request: 3s } }").start().await;
     let mut client = pillion.connect().await;
     let start = Instant::now();
     client.send(get("/")).await;
@@ -101,7 +103,7 @@ async fn a_response_that_does_not_begin_is_given_up() {
     server.send("HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\n").await;
     let response = client.response().await;
     assert_eq!(response.error(), (504, Some("request_timeout")));
-    assert!((300 * MS..2000 * MS).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert!((3000 * MS..LATE).contains(&start.elapsed()), "{:?}", start.elapsed());
     // The upstream is told by the end of its connection; the client may go on.
     server.closed().await;
     client.send(get("/")).await;
@@ -118,15 +120,15 @@ async fn a_caller_can_ask_for_less_time_and_it_is_passed_on_reduced() {
     let pillion = Setup::users([upstream.address]).start().await;
     let mut client = pillion.connect().await;
     let mut server = None;
-    for asked in ["300ms", "300"] {
+    for asked in ["3s", "3000"] {
         let start = Instant::now();
         client.send(format!("GET / HTTP/1.1\r\nhost: user-service\r\nx-request-timeout: {asked}\r\n\r\n")).await;
         let mut next = upstream.accept().await;
         let seen = next.request().await;
         let left: u64 = seen.get("x-request-timeout").unwrap().strip_suffix("ms").unwrap().parse().unwrap();
-        assert!((100..300).contains(&left), "{asked}: {left}");
+        assert!((1..3000).contains(&left), "{asked}: {left}");
         assert_eq!(client.response().await.error(), (504, Some("deadline_exceeded")), "{asked}");
-        assert!((300 * MS..2000 * MS).contains(&start.elapsed()), "{asked}: {:?}", start.elapsed());
+        assert!((3000 * MS..LATE).contains(&start.elapsed()), "{asked}: {:?}", start.elapsed());
         server = Some(next);
     }
     drop(server);
@@ -138,21 +140,20 @@ async fn a_caller_can_ask_for_less_time_and_it_is_passed_on_reduced() {
 #[tokio::test]
 async fn a_caller_cannot_ask_for_more_time() {
     let upstream = Upstream::bind().await;
-    let pillion =
-        Setup::users([upstream.address]).service("user-service: { timeouts: { request: 300ms } }").start().await;
+    let pillion = Setup::users([upstream.address]).service("user-service: { timeouts: { request: 3s } }").start().await;
     let mut client = pillion.connect().await;
     let start = Instant::now();
     client.send("GET / HTTP/1.1\r\nhost: user-service\r\nx-request-timeout: 60s\r\n\r\n").await;
     let mut server = upstream.accept().await;
     server.request().await;
     assert_eq!(client.response().await.error(), (504, Some("request_timeout")));
-    assert!(start.elapsed() < 2000 * MS, "{:?}", start.elapsed());
+    assert!(start.elapsed() < LATE, "{:?}", start.elapsed());
 }
 
 #[tokio::test]
 async fn a_response_that_stalls_is_cut_off() {
     let upstream = Upstream::bind().await;
-    let pillion = Setup::users([upstream.address]).service("user-service: { timeouts: { idle: 400ms } }").start().await;
+    let pillion = Setup::users([upstream.address]).service("user-service: { timeouts: { idle: 3s } }").start().await;
     let mut client = pillion.connect().await;
     client.send(get("/")).await;
     let mut server = upstream.accept().await;
@@ -160,14 +161,15 @@ async fn a_response_that_stalls_is_cut_off() {
     server.send("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n").await;
     client.head().await;
     // As long as something moves it may take as long as it likes.
+    let mut start = Instant::now();
     for _ in 0..6 {
-        tokio::time::sleep(150 * MS).await;
+        tokio::time::sleep(700 * MS).await;
+        start = Instant::now();
         server.send("x").await;
         assert_eq!(client.take(1).await, b"x");
     }
-    let start = Instant::now();
     client.closed().await;
-    assert!((200 * MS..2000 * MS).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert!((2500 * MS..LATE).contains(&start.elapsed()), "{:?}", start.elapsed());
     server.closed().await;
     pillion.until_metric("pillion_errors_total", &["reason=\"idle_timeout\""], 1.0).await;
     pillion.until_free().await;
@@ -176,7 +178,7 @@ async fn a_response_that_stalls_is_cut_off() {
 #[tokio::test]
 async fn a_response_does_not_stall_while_its_request_still_moves() {
     let upstream = Upstream::bind().await;
-    let pillion = Setup::users([upstream.address]).service("user-service: { timeouts: { idle: 400ms } }").start().await;
+    let pillion = Setup::users([upstream.address]).service("user-service: { timeouts: { idle: 3s } }").start().await;
     let mut client = pillion.connect().await;
     client.send("POST / HTTP/1.1\r\nhost: user-service\r\ncontent-length: 8\r\n\r\n").await;
     let mut server = upstream.accept().await;
@@ -184,7 +186,7 @@ async fn a_response_does_not_stall_while_its_request_still_moves() {
     server.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n").await;
     client.head().await;
     for _ in 0..8 {
-        tokio::time::sleep(150 * MS).await;
+        tokio::time::sleep(600 * MS).await;
         client.send("x").await;
         assert_eq!(server.take(1).await, b"x");
     }
@@ -195,7 +197,7 @@ async fn a_response_does_not_stall_while_its_request_still_moves() {
 #[tokio::test]
 async fn a_request_that_stalls_is_cut_off() {
     let upstream = Upstream::bind().await;
-    let pillion = Setup::users([upstream.address]).service("user-service: { timeouts: { idle: 300ms } }").start().await;
+    let pillion = Setup::users([upstream.address]).service("user-service: { timeouts: { idle: 1s } }").start().await;
     let mut client = pillion.connect().await;
     client.send("POST / HTTP/1.1\r\nhost: user-service\r\ncontent-length: 10\r\n\r\nhello").await;
     let mut server = upstream.accept().await;
@@ -240,22 +242,22 @@ async fn a_client_that_leaves_frees_everything() {
 #[tokio::test]
 async fn an_idle_client_is_closed_after_its_time() {
     let upstream = Upstream::bind().await.answering(|_| ok("ok"));
-    let pillion = Setup::users([upstream.address]).egress("limits: { idle_timeout: 300ms }").start().await;
+    let pillion = Setup::users([upstream.address]).egress("limits: { idle_timeout: 3s }").start().await;
     let mut silent = pillion.connect().await;
     let mut client = pillion.connect().await;
+    let start = Instant::now();
     client.send(get("/")).await;
     client.response().await;
-    let start = Instant::now();
     client.closed().await;
     silent.closed().await;
-    assert!((200 * MS..PATIENCE / 2).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert!((2900 * MS..LATE).contains(&start.elapsed()), "{:?}", start.elapsed());
     pillion.until_free().await;
 }
 
 #[tokio::test]
 async fn a_response_that_never_ends_is_ended_by_the_stream_s_time() {
     let upstream = Upstream::bind().await;
-    let settings = "user-service: { timeouts: { stream: 500ms } }";
+    let settings = "user-service: { timeouts: { stream: 3s } }";
     let pillion = Setup::users([upstream.address]).service(settings).start().await;
     let mut client = pillion.connect().await;
     let start = Instant::now();
@@ -274,7 +276,7 @@ async fn a_response_that_never_ends_is_ended_by_the_stream_s_time() {
     };
     let (cut, ()) = tokio::join!(client.try_response(), trickle);
     assert!(cut.is_err(), "{cut:?}");
-    assert!((500 * MS..PATIENCE / 4).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert!((3000 * MS..LATE).contains(&start.elapsed()), "{:?}", start.elapsed());
     pillion.until_metric("pillion_errors_total", &["reason=\"stream_timeout\""], 1.0).await;
     pillion.until_free().await;
 }
@@ -297,7 +299,7 @@ async fn an_idle_upstream_connection_is_closed_after_its_time() {
 #[tokio::test]
 async fn an_http_2_upstream_connection_is_counted_by_what_it_does() {
     let upstream = H2Upstream::bind().await;
-    let settings = "user-service: { pool: { idle_timeout: 2s } }";
+    let settings = "user-service: { pool: { idle_timeout: 5s } }";
     let pillion = Setup::users([upstream.instance()]).service(settings).start().await;
     let mut client = pillion.connect().await;
     client.send(get("/")).await;

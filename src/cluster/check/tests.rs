@@ -150,6 +150,11 @@ async fn each_kind_of_endpoint_is_asked_what_it_can_answer() {
     }
 }
 
+/// That the machine is busy is no failure.
+fn patient() -> HealthCheck {
+    HealthCheck { timeout: Duration::from_secs(20), ..HealthCheck::default() }
+}
+
 /// What an HTTP check says of a server that answers every connection with `answer`, and what the server was asked.
 async fn asked(answer: &'static str, check: HttpCheck) -> (Result<(), String>, String) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -163,7 +168,7 @@ async fn asked(answer: &'static str, check: HttpCheck) -> (Result<(), String>, S
         stream.write_all(answer.as_bytes()).await.unwrap();
         String::from_utf8(request).unwrap()
     });
-    let check = HealthCheck { http: Some(check), ..HealthCheck::default() };
+    let check = HealthCheck { http: Some(check), ..patient() };
     let settings = Settings::default();
     let outcome = perform("user-service", &endpoint(&address, &[]), &settings, &check).await;
     (outcome.map_err(|failure| failure.to_string()), server.await.unwrap())
@@ -229,7 +234,7 @@ async fn http2_is_spoken_where_the_endpoint_speaks_it() {
     let settings = Settings::default();
     let check = |body: &str| HealthCheck {
         http: Some(HttpCheck { body: Some(body.into()), ..HttpCheck::default() }),
-        ..HealthCheck::default()
+        ..patient()
     };
     assert!(perform("user-service", &endpoint, &settings, &check("is w")).await.is_err(), "it is no HTTP/1 server");
     endpoint.instance.protocol = Some(Protocol::Http2);
@@ -267,7 +272,7 @@ async fn the_tls_settings_of_the_service_count() {
     let mut server = server.with_no_client_auth().with_single_cert(vec![signed.cert.der().clone()], key).unwrap();
     server.alpn_protocols = vec![b"h2".to_vec()];
     let endpoint = endpoint(&http2_server(Some(Arc::new(server))).await, &[]);
-    let check = HealthCheck { http: Some(HttpCheck::default()), ..HealthCheck::default() };
+    let check = HealthCheck { http: Some(HttpCheck::default()), ..patient() };
     assert_eq!(perform("user-service", &endpoint, &trusting(&signed.cert), &check).await, Ok(()), "by ALPN");
     let failure = perform("user-service", &endpoint, &trusting(&other.cert), &check).await.unwrap_err();
     assert!(failure.to_string().starts_with("TLS: invalid peer certificate"), "{failure}");
@@ -277,7 +282,7 @@ async fn the_tls_settings_of_the_service_count() {
 async fn the_layer_that_failed_is_named() {
     let refused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
     let settings = Settings::default();
-    let check = HealthCheck { timeout: Duration::from_millis(50), ..HealthCheck::default() };
+    let (check, hasty) = (patient(), HealthCheck { timeout: Duration::from_millis(50), ..HealthCheck::default() });
     let failed = async |endpoint: &Endpoint, check: &HealthCheck| {
         perform("s", endpoint, &settings, check).await.unwrap_err().to_string()
     };
@@ -285,9 +290,9 @@ async fn the_layer_that_failed_is_named() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut endpoint = endpoint(&silent.local_addr().unwrap().to_string(), &[]);
     assert_eq!(perform("s", &endpoint, &settings, &check).await, Ok(()), "it accepts");
-    let http = HealthCheck { http: Some(HttpCheck::default()), ..check.clone() };
+    let http = HealthCheck { http: Some(HttpCheck::default()), ..hasty.clone() };
     assert_eq!(failed(&endpoint, &http).await, "HTTP: no answer within 50ms");
-    let grpc = HealthCheck { grpc: Some(GrpcCheck::default()), ..check.clone() };
+    let grpc = HealthCheck { grpc: Some(GrpcCheck::default()), ..hasty };
     assert_eq!(failed(&endpoint, &grpc).await, "gRPC: no answer within 50ms");
     let port = refused.rsplit_once(':').unwrap().1.parse().unwrap();
     assert!(failed(&endpoint, &HealthCheck { port: Some(port), ..check.clone() }).await.starts_with("TCP: "));

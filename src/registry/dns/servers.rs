@@ -195,7 +195,7 @@ mod tests {
         assert_eq!(turn(&servers), [1]);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn the_system_s_servers_are_read_and_read_again() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("resolv.conf");

@@ -55,7 +55,7 @@ impl Scripted {
     async fn asked(&mut self, count: usize) -> Vec<&'static str> {
         let mut all = Vec::new();
         for _ in 0..count {
-            all.push(timeout(Duration::from_secs(20), self.asked.recv()).await.expect("a question").unwrap().0);
+            all.push(timeout(Duration::from_secs(60), self.asked.recv()).await.expect("a question").unwrap().0);
         }
         all
     }
@@ -88,7 +88,7 @@ fn follow(config: &EurekaRegistry) -> (JoinHandle<()>, watch::Receiver<Observati
 }
 
 async fn until(seen: &mut watch::Receiver<Observation>, fits: impl Fn(&Observation) -> bool) -> Observation {
-    timeout(Duration::from_secs(20), seen.wait_for(|seen| fits(seen))).await.expect("in time").unwrap().clone()
+    timeout(Duration::from_secs(60), seen.wait_for(|seen| fits(seen))).await.expect("in time").unwrap().clone()
 }
 
 fn ids(seen: &Observation) -> Vec<&str> {
