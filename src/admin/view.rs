@@ -17,7 +17,7 @@ pub use explain::{
 };
 pub use inbound::{Caller, Inbound, InboundListener};
 pub use origin::{Held, Origin, Snapshot, Source, SourceState};
-pub use rollouts::{RolloutState, Rollouts, ServiceRollout};
+pub use rollouts::{RolloutState, Rollouts, ServiceRollout, StepRequests};
 pub use routes::{RefusedRoutes, Routes, RoutesFrom, ServiceRoutes};
 pub use store::{Store, StoreState};
 pub use subset::SubsetDetail;

@@ -52,6 +52,8 @@ mod readme;
 #[cfg(feature = "real-servers")]
 mod real_canaries;
 #[cfg(feature = "real-servers")]
+mod real_canaries_prometheus;
+#[cfg(feature = "real-servers")]
 mod real_chain;
 #[cfg(feature = "real-servers")]
 mod real_churn;
@@ -153,6 +155,7 @@ mod servers;
 mod several_registries;
 mod slow_instance;
 mod socket;
+mod steering;
 mod sticking;
 mod store_routes;
 mod stores;
