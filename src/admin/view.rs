@@ -12,8 +12,8 @@ mod subset;
 
 pub use drain::{Asked, Begun, Draining};
 pub use explain::{
-    AskedFor, CallerRate, Candidate, Explained, LimitsStep, Lot, MirrorStep, NotEligible, Outcome, RouteStep,
-    ServiceStep, SplitStep, Way,
+    AskedFor, CalledStep, CallerRate, Candidate, Carries, Explained, LimitsStep, Lot, MirrorStep, NotEligible, Outcome,
+    RouteStep, ServiceStep, SplitStep, Way, Whose,
 };
 pub use inbound::{Caller, Inbound, InboundListener};
 pub use origin::{Held, Origin, Snapshot, Source, SourceState};

@@ -17,6 +17,7 @@ mod e2e;
 mod ejection;
 mod emptied;
 mod explain;
+mod explain_listeners;
 mod fallback;
 mod faults;
 mod faulty_connections;
