@@ -404,6 +404,7 @@ async fn a_canary_comes_through_or_is_taken_back() {
     a_good_canary_comes_through(&place).await;
     let place = FileStore::new();
     a_bad_canary_is_taken_back(&place, Bad::FIVE_PERCENT_MORE_ERRORS).await;
+    a_bad_canary_is_taken_back(&FileStore::new(), Bad::DOUBLED_P99).await;
 }
 
 #[tokio::test]
