@@ -17,7 +17,7 @@ BENCH_OURS ?= $(CURDIR)/target/release/pillion run --config $(CURDIR)/$(BENCH_CO
 BENCH_ARGS ?=
 
 # How long each part of the tests may take, in seconds.
-TEST_LIMIT ?= 3300
+TEST_LIMIT ?= 3900
 # Tests without servers mostly wait; those with real ones share the processors with them.
 TEST_THREADS ?= $(shell echo $$((2 * $$(nproc))))
 REAL_THREADS ?= $(shell nproc)

@@ -1,17 +1,19 @@
 //! Which way a request would go now, and why not another.
 
+mod carried;
+
 use super::{
     Admin, State,
     failure::Failure,
     json,
     view::{
-        AskedFor, CallerRate, Candidate, Explained, Health, LimitsStep, Lot, MirrorStep, NotEligible, Outcome,
-        RouteStep, ServiceStep, SplitStep, SubsetDetail, Way,
+        AskedFor, CallerRate, Candidate, Health, LimitsStep, Lot, MirrorStep, NotEligible, Outcome, RouteStep,
+        ServiceStep, SplitStep, SubsetDetail, Way,
     },
 };
 use crate::{
     cluster::{Cluster, Endpoint, Snapshot, subset::Settled, table},
-    config::{self, Config, shorten},
+    config::{self, Config, ListenerProtocol, shorten},
     error::ProxyError,
     route::{self, Action, Asked, KeyFrom, MOST_SERVICES, Miss, Route, Split, Target},
 };
@@ -24,14 +26,13 @@ use axum::{
 use futures_util::future::BoxFuture;
 use percent_encoding::percent_decode_str;
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 use tokio::time::Instant;
 
-const EXPECTED: &str =
-    "`?method=GET&url=http://SERVICE/PATH&header=NAME:VALUE&source=IP&listener=NAME`, of which only `url` is needed";
+const EXPECTED: &str = "`?method=GET&url=http://SERVICE/PATH&header=NAME:VALUE&source=IP&listener=NAME&called=IP:PORT`, of which only `url` is needed";
 /// A service that nobody asked for yet is asked for now. Its registry may take so long.
 const FIRST_ANSWER: Duration = Duration::from_secs(2);
 
@@ -42,6 +43,7 @@ pub(super) async fn explain(extract::State(admin): Admin, RawQuery(query): RawQu
     let listener = question.listener(&config).map_err(bad)?;
     let explaining = Explaining {
         admin: &admin,
+        config: &config,
         question: &question,
         caller: config.node.service.as_deref().and_then(route::caller_name),
         is_grpc: route::is_grpc(question.request.headers()),
@@ -55,11 +57,13 @@ struct Question {
     request: Request<()>,
     source: IpAddr,
     listener: Option<String>,
+    /// The address that the client called, where the kernel redirects its connection.
+    called: Option<SocketAddr>,
 }
 
 impl Question {
     fn read(query: &str) -> Result<Self, String> {
-        let (mut method, mut url, mut source, mut listener) = (None, None, None, None);
+        let (mut method, mut url, mut source, mut listener, mut called) = (None, None, None, None, None);
         let mut builder = Request::builder();
         let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -70,6 +74,7 @@ impl Question {
                 "url" => url = Some(value),
                 "source" => source = Some(value),
                 "listener" => listener = Some(value),
+                "called" => called = Some(value),
                 "header" => {
                     let field = value.split_once(':').and_then(|(name, value)| {
                         Some((name.trim().parse::<HeaderName>().ok()?, value.trim().parse::<HeaderValue>().ok()?))
@@ -90,6 +95,13 @@ impl Question {
             None => IpAddr::V4(Ipv4Addr::LOCALHOST),
             Some(text) => text.parse().map_err(|_| format!("`{}` is no IP address", shorten(&text)))?,
         };
+        let called = match called {
+            None => carried::address_in(&uri),
+            Some(text) => {
+                let address = text.parse().map_err(|_| format!("`{}` is no address with a port", shorten(&text)))?;
+                Some(carried::canonical(address))
+            }
+        };
         let host = uri.authority().map(|authority| authority.to_string());
         let mut request = builder.method(method).uri(uri).body(()).map_err(|error| error.to_string())?;
         if let Some(host) = host.filter(|_| !request.headers().contains_key(HOST))
@@ -97,15 +109,19 @@ impl Question {
         {
             request.headers_mut().insert(HOST, host);
         }
-        Ok(Self { request, source, listener })
+        Ok(Self { request, source, listener, called })
     }
 
-    /// The listener that was asked for, or the first one for outbound traffic.
+    /// The listener that was asked for, or the first one for outbound traffic: of those that take requests, if there are any.
     fn listener<'c>(&self, config: &'c Config) -> Result<&'c config::Listener, String> {
         let mut listeners = config.listeners.iter();
         let Some(name) = &self.listener else {
-            let outbound = listeners.find(|listener| listener.app.is_none());
-            return outbound.ok_or_else(|| "no listener is for outbound traffic; expected the name of another".into());
+            let outbound: Vec<_> = listeners.filter(|listener| !listener.is_inbound()).collect();
+            let takes_requests = |listener: &&&config::Listener| {
+                matches!(listener.protocol, ListenerProtocol::Http | ListenerProtocol::Auto)
+            };
+            let first = outbound.iter().find(takes_requests).or(outbound.first()).copied();
+            return first.ok_or_else(|| "no listener is for outbound traffic; expected the name of another".into());
         };
         let names = || config.listeners.iter().map(|listener| listener.name.as_str()).collect::<Vec<_>>().join(", ");
         let found = listeners.find(|listener| listener.name == *name);
@@ -116,6 +132,7 @@ impl Question {
 /// What an explanation is made from.
 struct Explaining<'a> {
     admin: &'a State,
+    config: &'a Config,
     question: &'a Question,
     /// The application beside this pillion.
     caller: Option<HeaderValue>,
@@ -147,19 +164,10 @@ struct Taken<'t> {
 }
 
 impl Explaining<'_> {
-    async fn explain(&self, listener: &config::Listener) -> Explained {
-        let way = match &listener.app {
-            None => self.at_listener(listener).await,
-            Some(app) => Arrival::at(Outcome::Local { address: app.address.to_string() }).after(Vec::new()),
-        };
-        Explained { listener: listener.name.clone(), way }
-    }
-
-    async fn at_listener(&self, listener: &config::Listener) -> Way {
-        let (rule, request) = (route::Rule::new(listener), self.question.request.clone());
+    async fn at_listener(&self, rule: &route::Rule) -> Way {
         let mut services = Vec::new();
-        let arrival = match route::service(&self.question.request, &rule) {
-            Ok(service) => self.on(service, request, 0, &mut services).await,
+        let arrival = match route::service(&self.question.request, rule) {
+            Ok(service) => self.on(service, self.question.request.clone(), 0, &mut services).await,
             Err(error) => Err(error),
         };
         arrival.unwrap_or_else(Arrival::refused).after(services)
@@ -349,6 +357,11 @@ impl ServiceStep {
             marked: None,
             mirrored: None,
         }
+    }
+
+    /// Of what is no request.
+    fn without_routes(cluster: &Cluster, snapshot: &Snapshot) -> Self {
+        Self { subsets: Vec::new(), ..Self::of(cluster, snapshot) }
     }
 
     /// What the route that takes the request has made of it.

@@ -12,12 +12,12 @@ mod subset;
 
 pub use drain::{Asked, Begun, Draining};
 pub use explain::{
-    AskedFor, CallerRate, Candidate, Explained, LimitsStep, Lot, MirrorStep, NotEligible, Outcome, RouteStep,
-    ServiceStep, SplitStep, Way,
+    AskedFor, CalledStep, CallerRate, Candidate, Carries, Explained, LimitsStep, Lot, MirrorStep, NotEligible, Outcome,
+    RouteStep, ServiceStep, SplitStep, Way, Whose,
 };
 pub use inbound::{Caller, Inbound, InboundListener};
 pub use origin::{Held, Origin, Snapshot, Source, SourceState};
-pub use rollouts::{RolloutState, Rollouts, ServiceRollout};
+pub use rollouts::{RolloutState, Rollouts, ServiceRollout, StepRequests};
 pub use routes::{RefusedRoutes, Routes, RoutesFrom, ServiceRoutes};
 pub use store::{Store, StoreState};
 pub use subset::SubsetDetail;

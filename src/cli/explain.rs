@@ -5,7 +5,8 @@ use super::{
     services::state,
 };
 use crate::admin::view::{
-    Candidate, Explained, LimitsStep, Lot, MirrorStep, NotEligible, Outcome, ServiceStep, SplitStep, SubsetDetail, Way,
+    CalledStep, Candidate, Carries, Explained, LimitsStep, Lot, MirrorStep, NotEligible, Outcome, ServiceStep,
+    SplitStep, SubsetDetail, Way, Whose,
 };
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use std::fmt::Write;
@@ -23,9 +24,12 @@ pub struct Explain {
     /// The address that the request comes from. By default 127.0.0.1.
     #[arg(long, value_name = "IP")]
     source: Option<String>,
-    /// The listener on which it comes in. By default the first one for outbound traffic.
+    /// The listener on which it comes in. By default the first one for outbound requests.
     #[arg(long, value_name = "NAME")]
     listener: Option<String>,
+    /// The address that the application calls, on a listener with `transparent`. By default the URL's, if its host is one.
+    #[arg(long, value_name = "IP:PORT")]
+    called: Option<String>,
     #[command(flatten)]
     asking: Asking,
 }
@@ -45,13 +49,62 @@ impl Explain {
         self.headers.iter().for_each(|header| add("header", header));
         self.source.iter().for_each(|source| add("source", source));
         self.listener.iter().for_each(|listener| add("listener", listener));
+        self.called.iter().for_each(|called| add("called", called));
         let answer = self.asking.get(&format!("/api/explain?{}", &query[1..])).await?.good()?;
         if self.asking.json { Ok(answer.text()) } else { Ok(show(&answer.read()?)) }
     }
 }
 
 fn show(explained: &Explained) -> String {
-    format!("listener {}\n{}", printable(&explained.listener), way(&explained.way))
+    let mut out = format!("listener {}\n", printable(&explained.listener));
+    let by_byte = "method, path and headers are not seen, so routes and subsets do not count";
+    match explained.carries {
+        Carries::Requests => {}
+        Carries::Tcp => line(&mut out, &format!("  it carries TCP, byte for byte: {by_byte}")),
+        Carries::Tls => {
+            line(&mut out, &format!("  it carries TLS, byte for byte, to the service that is named (SNI): {by_byte}"))
+        }
+        Carries::Datagrams => line(&mut out, &format!("  it carries datagrams: {by_byte}")),
+        Carries::Either => line(&mut out, "  it carries requests if a connection speaks HTTP, and else bytes"),
+    }
+    if let Some(step) = &explained.called {
+        called(&mut out, step);
+    }
+    if let Some(listener) = &explained.goes_on {
+        line(
+            &mut out,
+            &format!("  it goes on by the listener {}, whose application has the port", printable(listener)),
+        );
+    }
+    out.push_str(&way(&explained.way));
+    if let Some(otherwise) = &explained.otherwise {
+        out.push_str("\nwhat is neither HTTP nor TLS is carried byte for byte:\n");
+        out.push_str(&way(otherwise));
+    }
+    out
+}
+
+fn line(out: &mut String, text: &str) {
+    out.push_str(text);
+    out.push('\n');
+}
+
+fn called(out: &mut String, step: &CalledStep) {
+    let CalledStep { address, port, whose, service } = step;
+    if let Some(port) = port {
+        return line(out, &format!("  the port that was called, {port}, says which application is meant"));
+    }
+    let service = service.as_deref().map(printable).unwrap_or_default();
+    let whose = match whose {
+        Whose::Nobodys => "no service has that is followed, so it goes by the name it asks for".to_owned(),
+        Whose::Endpoint => format!("an endpoint of {service} has"),
+        Whose::Service => format!("{service} has by `addresses`"),
+        Whose::Several => format!("several services have, {service} among them, so it goes by the name it asks for"),
+    };
+    match address {
+        Some(address) => line(out, &format!("  called was {}, which {whose}", printable(address))),
+        None => line(out, &format!("  called was (as far as is said: `--called IP:PORT`) an address that {whose}")),
+    }
 }
 
 fn way(way: &Way) -> String {
@@ -103,6 +156,7 @@ fn word(endpoint: &Candidate) -> String {
         Some(NotEligible::Subset) => "not in the subset".to_owned(),
         Some(NotEligible::OnlyGrpc) => "for gRPC only".to_owned(),
         Some(NotEligible::OnlyWithoutGrpc) => "not for gRPC".to_owned(),
+        Some(NotEligible::NotCalled) => "another was called".to_owned(),
         Some(NotEligible::Health) => {
             let state = serde_json::to_value(endpoint.health.state).ok();
             state.and_then(|word| Some(word.as_str()?.to_owned())).unwrap_or_default()
@@ -189,6 +243,11 @@ fn outcome(outcome: &Outcome) -> String {
                 other => format!("→ {service}, subset `{}`, because `{subset}` is empty", printable(other)),
             }
         }
+        Outcome::Itself { service, address } => {
+            format!("→ {} itself, an endpoint of {}", printable(address), printable(service))
+        }
+        Outcome::Passed { address: Some(address) } => format!("→ {}, untouched", printable(address)),
+        Outcome::Passed { address: None } => "→ where it was to go, untouched".to_owned(),
         Outcome::Local { address } => format!("→ the local application at {}", printable(address)),
         Outcome::Drawn { service, .. } => format!("→ {}, by lot to one of the split's targets:", printable(service)),
         Outcome::Answered { status, location: None } => format!("→ pillion answers {status} itself"),

@@ -2,7 +2,7 @@
 
 use super::client::{self, Align, Asking, Table, age, printable};
 use crate::{
-    admin::view::{RolloutState, Rollouts, ServiceRollout, StoreState},
+    admin::view::{RolloutState, Rollouts, ServiceRollout, StepRequests, StoreState},
     rollout::{At, Phase},
 };
 use anyhow::bail;
@@ -145,6 +145,14 @@ fn one(rollout: &ServiceRollout) -> String {
     let steps: Vec<_> = steps.iter().map(f64::to_string).collect();
     let since = age(At::now().since(state.step_since).as_secs_f64());
     let _ = writeln!(out, "{}, {} % for {since}, of {} %", phase(&state.phase), state.percent, steps.join(", "));
+    let StepRequests { canary: of_canary, baseline: of_baseline } = state.requests;
+    let watched = age(state.watched.as_secs_f64());
+    let _ = writeln!(
+        out,
+        "looked at for {watched}: {of_canary} requests of {}, {of_baseline} of {}",
+        printable(canary),
+        printable(baseline)
+    );
     if !in_force {
         let of = printable(&state.release);
         let _ = writeln!(

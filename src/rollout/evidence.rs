@@ -1,8 +1,8 @@
 //! What the two sides of a rollout did, and what can be read off a histogram.
 
-use crate::telemetry::metrics::{LATENCY_BOUNDS, LATENCY_BUCKETS};
+use crate::telemetry::metrics::{LATENCY_BOUNDS, LATENCY_BUCKETS, LATENCY_PARTS};
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 /// What one look sees: what came since the look before.
 ///
@@ -35,6 +35,31 @@ impl Default for Side {
 }
 
 impl Side {
+    /// The numbers of the buckets at whose ends `/metrics` says how many there are up to there.
+    pub fn shown() -> impl Iterator<Item = usize> {
+        (0..LATENCY_BOUNDS.len()).step_by(LATENCY_PARTS).chain([LATENCY_BUCKETS - 1])
+    }
+
+    /// What `/metrics` shows, by [`shown`](Self::shown) buckets, without failures. What lies between two of those is spread evenly
+    /// over the buckets there. Where it cannot be divided, it is drawn who gets more: a side of few responses, of which one look has
+    /// one or two, would otherwise seem to be slower than a side of many.
+    pub fn of_shown(cumulative: &BTreeMap<usize, u64>) -> Self {
+        let (mut below, mut latencies) = (0, [0; LATENCY_BUCKETS]);
+        for end in Self::shown() {
+            let Some(count) = cumulative.get(&end) else { continue };
+            let here = count.saturating_sub(below);
+            below = below.max(*count);
+            let parts = if (1..LATENCY_BUCKETS - 1).contains(&end) { LATENCY_PARTS } else { 1 };
+            let lot = fastrand::u64(..parts as u64);
+            // All of them together are `here`.
+            let up_to = |part: usize| (here * part as u64 + lot) / parts as u64;
+            for part in 0..parts {
+                latencies[end + 1 + part - parts] = up_to(part + 1) - up_to(part);
+            }
+        }
+        Self { requests: below, failures: 0, latencies }
+    }
+
     /// What came between an earlier reading of the same counters and this one. Counters that are lower than they were
     /// belong to a program that has started anew, so all that they show is new.
     pub fn since(&self, earlier: &Self) -> Self {
@@ -186,6 +211,31 @@ mod tests {
         assert_eq!(later.since(&earlier), Side { failures: 2, ..side(&[(3, 2), (5, 7)]) });
         let anew = Side { failures: 1, ..side(&[(2, 4)]) };
         assert_eq!(anew.since(&later), anew, "after a restart all is new");
+    }
+
+    #[test]
+    fn coarse_buckets_are_spread_over_those_that_are_counted() {
+        let side = Side::of_shown(&[(0, 7), (4, 17), (8, 17), (12, 21), (LATENCY_BUCKETS - 1, 24)].into());
+        assert_eq!((side.requests, side.latencies.iter().sum::<u64>()), (24, 24));
+        let between = &side.latencies[1..=4];
+        assert!(
+            between.iter().sum::<u64>() == 10 && between.iter().all(|count| (2..=3).contains(count)),
+            "{between:?}"
+        );
+        assert_eq!((side.latencies[0], side.latencies[LATENCY_BUCKETS - 1]), (7, 3));
+        assert_eq!(side.latencies[5..=12], [0, 0, 0, 0, 1, 1, 1, 1]);
+    }
+
+    /// Few at a time, they would all count as the slowest of their bucket otherwise.
+    #[test]
+    fn single_responses_are_spread_as_many_are() {
+        let mut sum = Side::default();
+        for _ in 0..4000 {
+            sum.add(&Side::of_shown(&[(0, 0), (4, 1)].into()));
+        }
+        assert_eq!(sum.requests, 4000);
+        // Seven standard deviations.
+        assert!(sum.latencies[1..=4].iter().all(|count| (800..=1200).contains(count)), "{:?}", sum.latencies);
     }
 
     #[test]

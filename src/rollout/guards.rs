@@ -116,6 +116,10 @@ impl Guards {
         }
     }
 
+    pub fn requests(&self) -> (u64, u64) {
+        (self.canary.requests, self.baseline.requests)
+    }
+
     /// For the next step. What the baseline is like is known already.
     pub fn next(&self, now: At) -> Self {
         Self { lately: self.lately.clone(), ..Self::new(now) }

@@ -121,6 +121,11 @@ impl State {
         Weights { baseline: 100_000 - canary, canary }
     }
 
+    /// How many requests of canary and baseline were looked at in this step.
+    pub fn requests(&self) -> (u64, u64) {
+        self.guards.requests()
+    }
+
     /// Whether there is something to decide.
     pub fn is_live(&self) -> bool {
         matches!(self.phase, Phase::Running | Phase::Paused)

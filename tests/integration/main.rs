@@ -17,6 +17,7 @@ mod e2e;
 mod ejection;
 mod emptied;
 mod explain;
+mod explain_listeners;
 mod fallback;
 mod faults;
 mod faulty_connections;
@@ -51,6 +52,8 @@ mod programs;
 mod readme;
 #[cfg(feature = "real-servers")]
 mod real_canaries;
+#[cfg(feature = "real-servers")]
+mod real_canaries_prometheus;
 #[cfg(feature = "real-servers")]
 mod real_chain;
 #[cfg(feature = "real-servers")]
@@ -153,6 +156,7 @@ mod servers;
 mod several_registries;
 mod slow_instance;
 mod socket;
+mod steering;
 mod sticking;
 mod store_routes;
 mod stores;

@@ -1,13 +1,14 @@
-//! Canaries with their state in real stores, judged by their own figures or by those of a real Prometheus server.
+//! Canaries with their state in real stores, judged by their own figures. `real_canaries_prometheus` has those of a fleet.
 
 use crate::{
     canaries::{
-        Fleet, Place, a_bad_canary_is_taken_back, a_good_canary_comes_through, decision, few_requests_hold, load,
-        rollout, until_percent, until_state, who_decides_dies,
+        Bad, Place, a_bad_canary_is_taken_back, a_good_canary_comes_through, few_requests_hold, who_decides_dies,
     },
-    servers::{ConsulServer, EtcdServer, PrometheusServer, etcds},
+    servers::{
+        ConsulServer, EtcdServer, etcds,
+        kubernetes::{ADMIN, KubernetesServer, NAMESPACE},
+    },
 };
-use std::sync::atomic::Ordering::Relaxed;
 
 impl Place for EtcdServer {
     fn settings(&self) -> String {
@@ -21,7 +22,17 @@ impl Place for ConsulServer {
     }
 }
 
-async fn etcd() -> EtcdServer {
+impl Place for KubernetesServer {
+    fn settings(&self) -> String {
+        let (server, ca) = (self.url(), self.path("ca.pem"));
+        format!(
+            "kind: kubernetes, servers: ['{server}'], namespace: {NAMESPACE}, token: {ADMIN}, tls: {{ ca: '{}' }}",
+            ca.display()
+        )
+    }
+}
+
+pub async fn etcd() -> EtcdServer {
     let (_, binary) = etcds().pop_last().unwrap();
     EtcdServer::start(&binary).await
 }
@@ -38,21 +49,18 @@ async fn a_good_one_comes_through_with_consul() {
 
 #[tokio::test]
 async fn one_with_five_percent_more_errors_is_taken_back() {
-    let spoil = |canary: &crate::canaries::Manners| canary.failing.store(5, Relaxed);
-    a_bad_canary_is_taken_back(&etcd().await, "error-rate", 20.0, spoil).await;
-    a_bad_canary_is_taken_back(&ConsulServer::start().await, "error-rate", 20.0, spoil).await;
+    a_bad_canary_is_taken_back(&etcd().await, Bad::FIVE_PERCENT_MORE_ERRORS).await;
+    a_bad_canary_is_taken_back(&ConsulServer::start().await, Bad::FIVE_PERCENT_MORE_ERRORS).await;
 }
 
 #[tokio::test]
 async fn one_with_a_doubled_p99_is_taken_back() {
-    let spoil = |canary: &crate::canaries::Manners| canary.slower.store(2, Relaxed);
-    a_bad_canary_is_taken_back(&etcd().await, "p99", 20.0, spoil).await;
+    a_bad_canary_is_taken_back(&etcd().await, Bad::DOUBLED_P99).await;
 }
 
 #[tokio::test]
 async fn one_that_breaks_at_half_of_all_requests_is_taken_back() {
-    let spoil = |canary: &crate::canaries::Manners| canary.failing.store(100, Relaxed);
-    a_bad_canary_is_taken_back(&ConsulServer::start().await, "error-rate", 50.0, spoil).await;
+    a_bad_canary_is_taken_back(&ConsulServer::start().await, Bad::ONLY_AT_HALF).await;
 }
 
 #[tokio::test]
@@ -65,56 +73,25 @@ async fn another_decides_when_the_one_that_did_dies_with_consul() {
     who_decides_dies(&ConsulServer::start().await).await;
 }
 
+/// The state is in a ConfigMap, and the lock is a Lease.
+#[tokio::test]
+async fn another_decides_when_the_one_that_did_dies_with_kubernetes() {
+    let server = KubernetesServer::start().await;
+    who_decides_dies(&server).await;
+    let state = server.kubectl(&["get", "configmap", "pillion-rollouts", "-o", "jsonpath={.data.users}"]);
+    let state: serde_json::Value = serde_json::from_str(&state).unwrap();
+    assert_eq!((state["phase"]["is"].as_str(), state["percent"].as_f64()), (Some("done"), Some(100.0)), "{state:#}");
+    let transitions = ["get", "lease", "pillion-rollouts-locks-users", "-o", "jsonpath={.spec.leaseTransitions}"];
+    let transitions: u32 = server.kubectl(&transitions).parse().unwrap();
+    assert!(transitions >= 1, "{transitions}");
+}
+
+#[tokio::test]
+async fn one_that_breaks_at_half_of_all_requests_is_taken_back_with_kubernetes() {
+    a_bad_canary_is_taken_back(&KubernetesServer::start().await, Bad::ONLY_AT_HALF).await;
+}
+
 #[tokio::test]
 async fn too_few_requests_decide_nothing() {
     few_requests_hold(&etcd().await).await;
-}
-
-/// The one that decides sees no requests itself; the figures are those of another one.
-#[tokio::test]
-async fn the_whole_fleet_is_judged_by_prometheus() {
-    let (etcd, prometheus) = (etcd().await, PrometheusServer::reserve());
-    let settings =
-        |more: &str| format!(", evidence: prometheus, prometheus: {{ address: '{}' }}{more}", prometheus.url());
-    let fleet = Fleet::start(&etcd, &settings("")).await;
-    let decides = fleet.pillion().await;
-    // It cannot be asked yet, so nothing goes on or back.
-    let blind = until_state(&decides, "no figures", |state| state["last_error"].is_string()).await;
-    assert!(blind["last_error"].as_str().unwrap().contains("cannot reach"), "{blind:#}");
-    assert_eq!(blind["percent"], 20.0);
-    assert_eq!(rollout(&decides).await["leading"], true);
-    let carries = fleet.pillion().await;
-    let load = load(&carries);
-    let prometheus = prometheus.start(&[decides.admin(), carries.admin()]).await;
-    let state = until_percent(&carries, 50.0).await;
-    let figures = &decision(&state, "promote")["figures"];
-    println!("by the fleet's figures: {figures}");
-    assert!(figures["canary"]["requests"].as_u64() >= Some(100), "{figures:#}");
-    // Those of the whole fleet, exactly.
-    fleet.canary.manners.failing.store(50, Relaxed);
-    let state = until_state(&carries, "being taken back", |state| state["is"] == "rolled-back").await;
-    println!("{}", decision(&state, "roll-back"));
-    assert_eq!(decision(&state, "roll-back")["cause"], "error-rate");
-    load.end().await;
-    drop(prometheus);
-}
-
-/// A query of the operator's takes back what has good figures otherwise.
-#[tokio::test]
-async fn a_query_takes_a_canary_back() {
-    let (consul, prometheus) = (ConsulServer::start().await, PrometheusServer::reserve());
-    let query = "sum(rate(pillion_subset_requests_total{subset=\\\"canary\\\"}[2s]))";
-    let more = format!(
-        ", prometheus: {{ address: '{}' }}, queries: [ {{ name: many, query: \"{query}\", above: 40, for: 1s }} ]",
-        prometheus.url()
-    );
-    let fleet = Fleet::start(&consul, &more).await;
-    let pillion = fleet.pillion().await;
-    let prometheus = prometheus.start(&[pillion.admin()]).await;
-    let load = load(&pillion);
-    let state = until_state(&pillion, "being taken back", |state| state["is"] == "rolled-back").await;
-    let last = decision(&state, "roll-back");
-    assert_eq!((last["cause"].as_str(), last["guard"].as_str()), (Some("query"), Some("many")), "{last:#}");
-    load.end_without_failure().await;
-    drop(prometheus);
 }

@@ -9,8 +9,61 @@ use std::collections::BTreeMap;
 pub struct Explained {
     /// Where the request is taken to come in.
     pub listener: String,
+    #[serde(default)]
+    pub carries: Carries,
+    /// Of a listener to which the kernel redirects connections.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub called: Option<CalledStep>,
+    /// The listener by which a redirected connection goes on, for the application whose port was called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub goes_on: Option<String>,
     #[serde(flatten)]
     pub way: Way,
+    /// What becomes of a connection there that says nothing of where it is to go: neither HTTP nor TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub otherwise: Option<Way>,
+}
+
+/// What a listener carries. All but requests go by byte: no method, path or header is seen, so routes and subsets do not count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Carries {
+    #[default]
+    Requests,
+    Tcp,
+    /// To the service that the TLS client names.
+    Tls,
+    Datagrams,
+    /// Requests or bytes, as is found out of each connection.
+    Either,
+}
+
+/// The address that an application called, before the kernel redirected its connection.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CalledStep {
+    /// `None`: it was not said which.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// Of inbound connections only this counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    pub whose: Whose,
+    /// The service that has it; the first by name, if several have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+}
+
+/// Whose a called address is, of the services that are followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Whose {
+    Nobodys,
+    /// One of a service's endpoints.
+    Endpoint,
+    /// A service's, as `addresses` says.
+    Service,
+    /// Several services', so the address does not say which is meant.
+    Several,
 }
 
 /// Which way it goes.
@@ -147,6 +200,13 @@ pub enum Outcome {
     },
     /// By lot, to one of these.
     Drawn { service: String, lots: Vec<Lot> },
+    /// It goes to the endpoint whose own address was called.
+    Itself { service: String, address: String },
+    /// It goes where it was to go without pillion, untouched.
+    Passed {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        address: Option<String>,
+    },
     /// It goes to the local application.
     Local { address: String },
     /// pillion answers itself.
@@ -184,4 +244,6 @@ pub enum NotEligible {
     /// It is for gRPC calls, and other endpoints are for the rest.
     OnlyGrpc,
     OnlyWithoutGrpc,
+    /// Another one's own address was called.
+    NotCalled,
 }

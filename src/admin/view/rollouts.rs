@@ -2,10 +2,12 @@
 
 use super::Store;
 use crate::{
+    config::human,
     discovery::{RolloutStatus, RolloutsStatus},
     rollout::{At, Decision, Phase, State},
 };
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// `GET /api/rollouts`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -54,11 +56,22 @@ pub struct RolloutState {
     pub started_at: At,
     pub step_since: At,
     pub looked_at: At,
+    /// How much of the step was looked at, and what was seen in it; as it was written last.
+    #[serde(with = "human")]
+    pub watched: Duration,
+    pub requests: StepRequests,
     /// Why there are no figures, while there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
     /// The latest last.
     pub decisions: Vec<Decision>,
+}
+
+/// What counts for `min_requests`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct StepRequests {
+    pub canary: u64,
+    pub baseline: u64,
 }
 
 impl From<RolloutsStatus> for Rollouts {
@@ -87,7 +100,10 @@ impl From<RolloutStatus> for ServiceRollout {
 
 impl From<State> for RolloutState {
     fn from(state: State) -> Self {
+        let (canary, baseline) = state.requests();
         Self {
+            requests: StepRequests { canary, baseline },
+            watched: state.watched,
             release: state.release,
             phase: state.phase,
             percent: state.percent,

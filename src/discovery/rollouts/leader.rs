@@ -21,9 +21,10 @@ use tokio::{
 /// So long after its holder died, another pillion can have the lock: about that and half of it.
 const LOCK_TTL: Duration = Duration::from_secs(10);
 
-/// What a look adds to the evidence is written at once when it changes something, and otherwise so often: all pillions
-/// are told of each write. Whoever takes over lacks at most so much.
+/// What a look adds to the evidence is written at once when it changes something, and otherwise so often, or in such a part of
+/// `hold` if that is sooner: all pillions are told of each write. Whoever takes over lacks at most so much.
 const WRITTEN: Duration = Duration::from_secs(30);
+const PART_OF_HOLD: u32 = 10;
 
 /// Who gives the lock away wants it again after this time: longer than others take to get it.
 const AWAY: Duration = Duration::from_secs(30);
@@ -247,7 +248,8 @@ impl Deciding {
         if state.decisions.back() == Some(&decision) {
             self.untold.push(decision);
         }
-        if !self.untold.is_empty() || state.last_error != before.last_error || self.written.elapsed() >= WRITTEN {
+        let often = WRITTEN.min(rollout.hold / PART_OF_HOLD);
+        if !self.untold.is_empty() || state.last_error != before.last_error || self.written.elapsed() >= often {
             return self.write(version, state).await;
         }
         self.own = Some(Own { version, state });
