@@ -424,11 +424,11 @@ async fn inbound_connections_go_by_the_listener_of_the_application_whose_port_wa
     }
     greeter(&scene.machine, "10.77.1.1:7000");
     web(&scene.world, USERS[0]);
-    let more = format!("node: {{ service: shop }}\n{NAMED}");
+    let more = "node: { service: shop }\nservices: { user-service: {} }";
     let listeners = "[{ name: redirected, listen: \"[::]:15006\", protocol: auto, transparent: { direction: inbound, unknown: pass } }, \
                      { name: web, listen: 127.0.0.1:4143, app: 8080 }, \
                      { name: rpc, listen: 127.0.0.1:4144, protocol: auto, app: 9090, limits: { connections: 1 } }]";
-    let mut pillion = scene.pillion_with(&users(), listeners, &more).await;
+    let mut pillion = scene.pillion_with(&users(), listeners, more).await;
     scene.net(&["up", "--pillion-group", PILLION, "--inbound-ports", "8080,9090,7000"]).await;
     let ask = async |port: u16, host: &str| {
         let address = format!("10.77.1.1:{port}").parse().unwrap();

@@ -18,6 +18,7 @@ mod samples;
 mod sources;
 mod stored;
 mod tcp;
+mod unused;
 mod urls;
 mod zookeeper;
 
