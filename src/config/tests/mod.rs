@@ -2,6 +2,7 @@
 
 mod consul;
 mod dns;
+mod docs;
 mod drain;
 mod fallbacks;
 mod faults;
