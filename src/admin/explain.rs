@@ -159,7 +159,10 @@ impl Explaining<'_> {
         let (rule, request) = (route::Rule::new(listener), self.question.request.clone());
         let mut services = Vec::new();
         let arrival = match route::service(&self.question.request, &rule) {
-            Ok(service) => self.on(service, request, 0, &mut services).await,
+            Ok(service) => match self.admin.discovery.of_host(service).await {
+                Ok(cluster) => self.on(&cluster.name, request, 0, &mut services).await,
+                Err(error) => Err(error),
+            },
             Err(error) => Err(error),
         };
         arrival.unwrap_or_else(Arrival::refused).after(services)

@@ -56,6 +56,18 @@ impl Table {
         self.clusters.load().get(service).cloned()
     }
 
+    /// The followed service that a host names: the one that is written just so, or the one in lower case, if it is that which
+    /// exists. Hosts are the same in any case, and services' names are not.
+    pub fn of_host(&self, host: &str) -> Option<Arc<Cluster>> {
+        let written_so = self.get(host);
+        let is_settled = || written_so.as_ref().is_some_and(|cluster| cluster.load().state == State::Known);
+        if !host.bytes().any(|byte| byte.is_ascii_uppercase()) || is_settled() {
+            return written_so;
+        }
+        let lower = self.get(&host.to_ascii_lowercase());
+        lower.filter(|cluster| cluster.load().state != State::Unknown).or(written_so)
+    }
+
     pub fn all(&self) -> Vec<Arc<Cluster>> {
         let mut all: Vec<_> = self.clusters.load().values().cloned().collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));

@@ -13,7 +13,7 @@ use std::sync::{
 };
 
 /// What `pillion explain` prints.
-async fn explained(pillion: &Pillion, args: &[&str]) -> String {
+pub async fn explained(pillion: &Pillion, args: &[&str]) -> String {
     let admin = pillion.admin().to_string();
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_pillion"));
     let output = command.arg("explain").args(args).args(["--admin", &admin]).output().await.unwrap();

@@ -25,6 +25,7 @@ mod following;
 mod from_disk;
 mod health_checks;
 mod hedging;
+mod host_case;
 mod http1;
 mod http1_bodies;
 mod http1_dead_connections;
