@@ -2,6 +2,7 @@
 
 mod app;
 mod balance;
+mod conditions;
 mod connect;
 mod discovery;
 mod drain;

@@ -13,6 +13,7 @@ mod printing;
 mod reading;
 mod redis;
 mod register;
+mod registries;
 mod rollouts;
 mod routes;
 mod samples;
