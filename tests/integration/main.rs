@@ -38,6 +38,7 @@ mod http2_upstream;
 mod import;
 mod inbound;
 mod instance;
+mod last_good;
 mod leaving;
 mod limits;
 mod marking;
@@ -160,6 +161,8 @@ mod stores;
 mod storms;
 mod structure;
 mod tcp;
+mod tcp_endings;
+mod tcp_names;
 mod timeouts;
 #[cfg(feature = "real-servers")]
 mod tools;
