@@ -63,7 +63,7 @@ pub async fn through(pillion: &Pillion, backend: &mut Backend) -> (Peer, Peer) {
 }
 
 /// Whether a connection is reset at once, perhaps before its client has noticed that it is there.
-pub async fn is_turned_away(address: SocketAddr) -> bool {
+async fn is_turned_away(address: SocketAddr) -> bool {
     match TcpStream::connect(address).await {
         Ok(stream) => is_reset(&mut Peer::new(stream)).await,
         Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
@@ -76,7 +76,7 @@ pub async fn is_reset(peer: &mut Peer) -> bool {
     read.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset)
 }
 
-pub fn pattern(length: usize, seed: u64) -> Vec<u8> {
+fn pattern(length: usize, seed: u64) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(seed);
     std::iter::repeat_with(|| random.u8(..)).take(length).collect()
 }

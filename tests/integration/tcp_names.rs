@@ -3,7 +3,7 @@
 use crate::{
     peer::{Peer, get},
     pillion::Setup,
-    tcp::{Backend, db, is_reset},
+    tcp::{Backend, is_reset},
 };
 use rustls::pki_types::PrivateKeyDer;
 use std::{sync::Arc, time::Duration};
