@@ -11,6 +11,7 @@ pub mod health;
 pub mod latencies;
 pub mod limit;
 pub mod outlier;
+pub mod snapshot;
 pub mod subset;
 pub mod table;
 
@@ -18,4 +19,5 @@ pub mod table;
 use std::sync::atomic;
 
 pub use endpoint::{Endpoint, Live};
-pub use table::{Cluster, Snapshot, Table};
+pub use snapshot::Snapshot;
+pub use table::{Cluster, Table};

@@ -1,5 +1,9 @@
 use super::*;
-use crate::telemetry::{labels::WORDS, metrics::Metrics};
+use crate::{
+    cluster::balance::Ask,
+    telemetry::{labels::WORDS, metrics::Metrics},
+};
+use http::HeaderMap;
 
 fn cluster(settings: Arc<Settings>) -> Cluster {
     Cluster::new("s", settings, Metrics::new(WORDS).service("s"), Arc::default())

@@ -2,6 +2,7 @@
 
 mod app;
 mod balance;
+mod conditions;
 mod connect;
 mod discovery;
 mod drain;
@@ -16,6 +17,7 @@ mod rollout;
 mod routes;
 mod routing;
 mod udp;
+mod unused;
 
 use super::{
     AccessLog, Breaker, Config, Hedge, ListenerProtocol, Log, Outlier, Pool, Registry, Retry, RetryBackoff,
@@ -25,7 +27,10 @@ use super::{
     tree::{Fate, Node},
 };
 use routes::Whose;
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 /// Longer is a slip of the pen, and far from what clocks can add up.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
@@ -61,6 +66,7 @@ pub(super) fn check(config: &Config, root: &Node, faults: &mut Faults) {
     }
     check.beside_udp(&listeners, config);
     check.apps_are_elsewhere(config, &listeners);
+    check.apps_by_port(&listeners, config);
     check.addresses(config, &spot);
     check.registrations(&spot.key("register"), config);
     check.service(&spot.key("defaults"), Whose { config, name: None, service: &config.defaults });
@@ -70,6 +76,7 @@ pub(super) fn check(config: &Config, root: &Node, faults: &mut Faults) {
         check.service_name(&spot, name);
         check.service(&spot, Whose { config, name: Some(name), service });
     }
+    check.used_by_services(&services, &listeners, config);
     check.virtual_addresses(&services, &spot.key("defaults"), config);
     check.circles(&services, &spot.key("defaults"), config);
     let Routing { store, rollouts } = &config.routing;
@@ -441,8 +448,9 @@ impl<'t> Check<'_, 't> {
     }
 }
 
-/// Whether two sockets would be in each other's way. Port 0 takes a free one.
+/// Whether two sockets would be in each other's way. Port 0 takes a free one, `[::]` takes IPv4 as well.
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
-    let everywhere = a.ip().is_unspecified() || b.ip().is_unspecified();
-    a.port() != 0 && a.port() == b.port() && (a.ip() == b.ip() || (everywhere && a.is_ipv4() == b.is_ipv4()))
+    let (one, other) = (a.ip().to_canonical(), b.ip().to_canonical());
+    let covers = |all: IpAddr, one: IpAddr| all.is_unspecified() && (all.is_ipv6() || one.is_ipv4());
+    a.port() != 0 && a.port() == b.port() && (one == other || covers(one, other) || covers(other, one))
 }

@@ -113,6 +113,20 @@ impl Handle {
         answer.await.map_err(|_| stopping())?
     }
 
+    /// The cluster of the service that a host names ([`Table::of_host`]), which is perhaps not followed yet. What has capitals
+    /// may have to wait until it is known whether there is a service with these.
+    pub async fn of_host(&self, host: &str) -> Result<Arc<Cluster>, ProxyError> {
+        if let Some(known) = self.table.of_host(host).filter(|cluster| cluster.load().state == State::Known) {
+            return Ok(known);
+        }
+        let written_so = self.follow(host).await?;
+        let lower = host.to_ascii_lowercase();
+        if lower == host || written_so.first_answer(self.first_answer()).await.state != State::Unknown {
+            return Ok(written_so);
+        }
+        self.follow(&lower).await
+    }
+
     /// Where the endpoints of a followed service come from; nothing for one that is not followed.
     pub async fn status(&self, service: &str) -> Status {
         let (reply, answer) = oneshot::channel();

@@ -229,7 +229,7 @@ async fn find_cluster(
     let settings = down.listener.settings();
     match &settings.way {
         Way::Outbound { rule, .. } => match &down.origin.called {
-            None => cluster_of(route::service(request, rule)?, down.proxy).await,
+            None => cluster_of_host(route::service(request, rule)?, down.proxy).await,
             Some(called) => Box::pin(called.cluster(request, rule, down.proxy, &down.listener.telemetry)).await,
         },
         Way::Inbound { app, callers, .. } => {
@@ -245,6 +245,14 @@ pub async fn cluster_of(service: &str, proxy: &Proxy) -> Result<Arc<Cluster>, Pr
         // Boxed, like all that is large and rare here: a connection's memory is that of its whole future.
         None => Box::pin(proxy.discovery.follow(service)).await,
     }
+}
+
+/// The same for a name that a client gives as a host, which means the same in any case.
+pub async fn cluster_of_host(host: &str, proxy: &Proxy) -> Result<Arc<Cluster>, ProxyError> {
+    if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        return Box::pin(proxy.discovery.of_host(host)).await;
+    }
+    cluster_of(host, proxy).await
 }
 
 /// Lets the request in as [`admit`] does; where that fails, gives what the caller gets.

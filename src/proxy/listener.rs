@@ -343,7 +343,7 @@ pub async fn serve(
     let io = Io::new(Stream::Tcp(stream));
     let mut timer = Timer::default();
     let mut closed = connection.listener.closed();
-    let Some(protocol) = first_bytes(&io, &mut start, &connection.listener, &mut timer, &mut closed).await else {
+    let Some(protocol) = which_http(&io, &mut start, &connection.listener, &mut timer, &mut closed).await else {
         return;
     };
     match protocol {
@@ -375,8 +375,9 @@ async fn introduced(
     }
 }
 
-/// Reads until it is clear what the client speaks. `start`: what was read, already and then. `None`: it left, or said nothing in time.
-async fn first_bytes(
+/// Reads until it is clear which HTTP the client speaks. `start`: what was read, already and then. `None`: it left, or said
+/// nothing in time.
+async fn which_http(
     io: &Io,
     start: &mut BytesMut,
     listener: &Listener,

@@ -5,6 +5,7 @@ pub mod admission;
 pub mod auto;
 pub mod body;
 pub mod callers;
+pub mod carried;
 pub mod fallback;
 pub mod fault;
 pub mod first_bytes;

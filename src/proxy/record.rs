@@ -207,11 +207,7 @@ impl Record {
     /// A try begins.
     pub fn attempt(&mut self, in_flight: InFlight) {
         self.attempts += 1;
-        match in_flight.choice() {
-            Choice::Available => {}
-            Choice::Probe => self.flags.set(Flag::Probe),
-            Choice::LastResort => self.flags.set(Flag::LastResort),
-        }
+        flag_choice(&mut self.flags, in_flight.choice());
         self.in_flight = Some(in_flight);
     }
 
@@ -409,6 +405,15 @@ pub fn spare<B>(cluster: &Cluster, endpoint: &Endpoint, response: &Response<B>) 
     let after = retry_after(response.headers());
     if after.is_some() || response.status() == StatusCode::TOO_MANY_REQUESTS {
         cluster.load().penalise(&endpoint.live, after, Instant::now());
+    }
+}
+
+/// Tells of an endpoint that is not one of those in use why it was chosen all the same.
+pub fn flag_choice(flags: &mut Flags, choice: Choice) {
+    match choice {
+        Choice::Available => {}
+        Choice::Probe => flags.set(Flag::Probe),
+        Choice::LastResort => flags.set(Flag::LastResort),
     }
 }
 

@@ -197,7 +197,7 @@ async fn reach(
     let Some(mut place) = cluster.limits.connect(limit) else {
         return Err(ProxyError::new(Reason::ConnectionLimit, ConnectError::Limit(limit).to_string()));
     };
-    let ask = Ask { key: snapshot.key_of_source(peer.ip(), cluster.metrics.tcp.open.get()), ..ask };
+    let ask = Ask { key: snapshot.key_of_source(peer.ip(), cluster.metrics.tcp.lives.open.get()), ..ask };
     let mut tried: Vec<Arc<Endpoint>> = Vec::new();
     let mut failed = None;
     while tried.len() <= settings.service.retry.attempts as usize {

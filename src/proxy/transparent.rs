@@ -2,7 +2,7 @@
 
 use super::{
     first_bytes,
-    http::{Proxy, cluster_of},
+    http::{Proxy, cluster_of, cluster_of_host},
     listener::{Listener, Settings as ListenerSettings},
     tcp::Heading,
 };
@@ -162,7 +162,7 @@ impl Called {
     }
 
     fn is_owned_by(&self, service: &str) -> bool {
-        self.owner.as_ref().is_some_and(|owner| *owner.service == *service)
+        self.owner.as_ref().is_some_and(|owner| owner.service.eq_ignore_ascii_case(service))
     }
 
     /// The service that an HTTP request is for.
@@ -217,10 +217,10 @@ impl Called {
 
 /// The service of this name, if a registry knows one, and says so soon.
 async fn find(named: route::Named<'_>, proxy: &Proxy) -> Option<Arc<Cluster>> {
-    let cluster = match proxy.discovery.table().get(named.service) {
+    let cluster = match proxy.discovery.table().of_host(named.service) {
         Some(cluster) => cluster,
         None if named.may_be_stranger => return None,
-        None => cluster_of(named.service, proxy).await.ok()?,
+        None => timeout(PATIENCE, cluster_of_host(named.service, proxy)).await.ok()?.ok()?,
     };
     cluster.mark_used();
     let pending = cluster.load().state == State::Pending;

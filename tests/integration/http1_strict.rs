@@ -24,6 +24,10 @@ fn heads() -> Vec<Case> {
     let bad = |name, lines: &str| (name, head(lines) + SMUGGLED, 400, "bad_request");
     let start = |name, line: &str| (name, format!("{line}\r\nhost: user-service\r\n\r\n"), 400, "bad_request");
     vec![
+        start("a URL of another scheme", "GET ftp://user-service/ HTTP/1.1"),
+        start("a URL of a scheme that nobody knows", "GET httpx://user-service/ HTTP/1.1"),
+        start("a scheme without a host", "GET mailto:a@user-service HTTP/1.1"),
+        start("what only a CONNECT asks for", "GET user-service:80 HTTP/1.1"),
         ambiguous("TE and CL", "transfer-encoding: chunked\r\ncontent-length: 5"),
         ambiguous("CL and TE", "content-length: 5\r\ntransfer-encoding: chunked"),
         ambiguous("CL 0 and TE", "content-length: 0\r\nTransfer-Encoding: chunked"),

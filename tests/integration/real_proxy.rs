@@ -7,7 +7,7 @@ use crate::{
     pillion::{Pillion, Setup},
     programs::{Output, wait},
     servers::{free_port, program},
-    tcp::tls,
+    tcp_names::tls,
 };
 use std::{fs, net::SocketAddr};
 use tempfile::TempDir;

@@ -5,8 +5,7 @@ use crate::{
     netns::{Caller, Namespace},
     peer::{Peer, get},
     pillion::tested,
-    servers,
-    tcp::{client_hello, tls},
+    tcp_names::{client_hello, tls},
 };
 use http::{Response, Version};
 use http_body_util::Full;
@@ -88,12 +87,6 @@ impl Scene {
 
     pub async fn net(&self, args: &[&str]) -> String {
         let output = output(self.machine.pillion(&["net"]).args(args)).await;
-        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    pub async fn nft(&self, args: &[&str]) -> String {
-        let output = output(self.machine.command(servers::program("nft")).args(args)).await;
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
@@ -434,11 +427,11 @@ async fn inbound_connections_go_by_the_listener_of_the_application_whose_port_wa
     }
     greeter(&scene.machine, "10.77.1.1:7000");
     web(&scene.world, USERS[0]);
-    let more = format!("node: {{ service: shop }}\n{NAMED}");
+    let more = "node: { service: shop }\nservices: { user-service: {} }";
     let listeners = "[{ name: redirected, listen: \"[::]:15006\", protocol: auto, transparent: { direction: inbound, unknown: pass } }, \
                      { name: web, listen: 127.0.0.1:4143, app: 8080 }, \
                      { name: rpc, listen: 127.0.0.1:4144, protocol: auto, app: 9090, limits: { connections: 1 } }]";
-    let mut pillion = scene.pillion_with(&users(), listeners, &more).await;
+    let mut pillion = scene.pillion_with(&users(), listeners, more).await;
     scene.net(&["up", "--pillion-group", PILLION, "--inbound-ports", "8080,9090,7000"]).await;
     let ask = async |port: u16, host: &str| {
         let address = format!("10.77.1.1:{port}").parse().unwrap();
@@ -461,25 +454,4 @@ async fn inbound_connections_go_by_the_listener_of_the_application_whose_port_wa
     // Redirected or not, they are inbound, so that they end before what the application calls.
     pillion.signal("TERM");
     assert_eq!(pillion.ended().await, 0);
-}
-
-#[tokio::test]
-async fn an_unmodified_curl_is_balanced_and_down_leaves_the_rules_as_they_were() {
-    let scene = Scene::new();
-    USERS.iter().for_each(|address| web(&scene.world, address));
-    scene.nft(&["add table inet others"]).await;
-    let before = scene.nft(&["list", "ruleset"]).await;
-    let _pillion = scene.pillion(&users(), "", NAMED).await;
-    let mut heard = BTreeMap::<_, usize>::new();
-    for _ in 0..30 {
-        // Its name has to lead somewhere; where does not matter.
-        let mut curl = scene.machine.command(servers::program("curl"));
-        curl.args(["-s", "--resolve", "user-service:80:198.51.100.1", "http://user-service/"]);
-        let output = output(&mut curl).await;
-        assert!(output.status.success(), "{output:?}");
-        *heard.entry(String::from_utf8(output.stdout).unwrap()).or_default() += 1;
-    }
-    assert_eq!(heard.len(), 3, "{heard:?}");
-    scene.net(&["down"]).await;
-    assert_eq!(scene.nft(&["list", "ruleset"]).await, before);
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     canaries::{FileStore, Fleet, HOLD, SHORTER_HOLD, load, nobody_is_sent_to, rollout, until_percent, until_state},
-    e2e::{Pillion, output, until},
+    e2e::{Pillion, output},
     peer::Peer,
 };
 use serde_json::Value;

@@ -2,6 +2,7 @@
 
 mod consul;
 mod dns;
+mod docs;
 mod drain;
 mod fallbacks;
 mod faults;
@@ -12,12 +13,14 @@ mod printing;
 mod reading;
 mod redis;
 mod register;
+mod registries;
 mod rollouts;
 mod routes;
 mod samples;
 mod sources;
 mod stored;
 mod tcp;
+mod unused;
 mod urls;
 mod zookeeper;
 

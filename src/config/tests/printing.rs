@@ -64,8 +64,8 @@ registries:
   w: { kind: file, path: y, scope: { prefix: p-, names: { x: y }, labels: { 'tag.a': 'true' } } }
 discovery: { sources: [m, { merge: [z, a] }, { nearest: [e, w] }], snapshot: { dir: './a b', max_age: 1h } }
 listeners:
-  - { name: one, listen: '[::1]:0', service: web, host_suffixes: [.svc, '.a b'] }
-  - { name: two, listen: 0.0.0.0:0, service_header: x-service }
+  - { name: one, listen: '[::1]:0', service: web }
+  - { name: two, listen: 0.0.0.0:0, service_header: x-service, host_suffixes: [.svc, '.a b'] }
 defaults: { tls: { server_name: a.example }, sources: [a], protocol: http2, registered_as: x }
 services: { b: { tls: null, sources: [m], protocol: ~ }, a: { registered_as: null, sources: [] }, 1.5: {} }
 access_log: { mode: all, format: json, sample: 0.25, path: '-' }

@@ -25,12 +25,12 @@ fn what_has_no_requests_cannot_go_by_them() {
             &["2:70: listeners[0].service: with `protocol: tls` the server's name says it; expected only with `tcp`"],
         ),
         (
-            "services: { a: { tcp: { idle_timeout: 10ms, max_age: 0s, when_gone: leave, drain: 1ms } } }",
+            "listeners: [{ name: a, listen: 127.0.0.1:1, protocol: tls }]\nservices: { a: { tcp: { idle_timeout: 10ms, max_age: 0s, when_gone: leave, drain: 1ms } } }",
             &[
-                "2:39: services.a.tcp.idle_timeout: found `10ms`; expected at least `1s`",
-                "2:54: services.a.tcp.max_age: found `0s`; expected at least `1s`",
-                "2:69: services.a.tcp.when_gone: found `leave`; expected `keep`, `drain` or `cut`",
-                "2:83: services.a.tcp.drain: found `1ms`; expected at least `1s`",
+                "3:39: services.a.tcp.idle_timeout: found `10ms`; expected at least `1s`",
+                "3:54: services.a.tcp.max_age: found `0s`; expected at least `1s`",
+                "3:69: services.a.tcp.when_gone: found `leave`; expected `keep`, `drain` or `cut`",
+                "3:83: services.a.tcp.drain: found `1ms`; expected at least `1s`",
             ],
         ),
     ]);
@@ -83,8 +83,8 @@ fn what_is_found_out_needs_somewhere_to_go() {
 fn virtual_addresses_mean_one_service_each() {
     table(&[
         (
-            "services: { a: { addresses: [10.96.0.1, \"10.96.0.1:80\", \"[fd00::1]:80\"] }, b: { addresses: [fd00::1, \"10.96.0.1:80\"] } }",
-            &["2:102: services.b.addresses[1]: `10.96.0.1:80` is the address of `a` already"],
+            "listeners: [{ name: t, listen: 127.0.0.1:1, protocol: auto, transparent: {} }]\nservices: { a: { addresses: [10.96.0.1, \"10.96.0.1:80\", \"[fd00::1]:80\"] }, b: { addresses: [fd00::1, \"10.96.0.1:80\"] } }",
+            &["3:102: services.b.addresses[1]: `10.96.0.1:80` is the address of `a` already"],
         ),
         (
             "services: { a: { addresses: [db, \"10.0.0.1:0\", 127.0.0.1] } }",
@@ -99,7 +99,9 @@ fn virtual_addresses_mean_one_service_each() {
             &["2:24: defaults.addresses: each means one service; expected only below `services`"],
         ),
     ]);
-    let config = config_of(&format!("{REGISTRY}services: {{ a: {{ addresses: [10.96.0.1, \"[fd00::1]:80\"] }} }}"));
+    let listener = "listeners: [{ name: t, listen: 127.0.0.1:1, protocol: auto, transparent: {} }]\n";
+    let config =
+        config_of(&format!("{REGISTRY}{listener}services: {{ a: {{ addresses: [10.96.0.1, \"[fd00::1]:80\"] }} }}"));
     let addresses: Vec<_> = config.services["a"].addresses.iter().map(ToString::to_string).collect();
     assert_eq!(addresses, ["10.96.0.1", "[fd00::1]:80"]);
 }

@@ -92,6 +92,6 @@ impl<'t> Check<'_, 't> {
 }
 
 /// Where the address is written: in the short form it is all there is.
-fn address<'t>(app: &Spot<'t>) -> Spot<'t> {
+pub(super) fn address<'t>(app: &Spot<'t>) -> Spot<'t> {
     if app.node.is_some_and(|node| node.entries().is_empty()) { app.clone() } else { app.key("address") }
 }

@@ -36,6 +36,7 @@ impl<'t> Check<'_, 't> {
         self.positive(&at.key("head_timeout"), limits.head_timeout);
         self.positive(&at.key("detect_timeout"), limits.detect_timeout);
         self.positive(&at.key("idle_timeout"), limits.idle_timeout);
+        self.used_by_listener(spot, listener);
     }
 
     /// What speaks of requests, or of where connections go, must fit to what comes in.

@@ -9,6 +9,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
     header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING},
     request, response,
+    uri::Scheme,
 };
 use std::{borrow::Cow, mem::MaybeUninit};
 
@@ -124,6 +125,16 @@ pub fn parse_request(head: Bytes, keep_case: bool) -> Result<RequestHead, HeadEr
     parts.uri = Uri::from_maybe_shared(head.slice_ref(target.as_bytes()))
         .map_err(|error| bad(format!("the request target is not a URI: {error}")))?;
     if parts.uri.authority().is_some() {
+        match parts.uri.scheme() {
+            None if parts.method != Method::CONNECT => {
+                return Err(bad("the request target is neither a path nor a whole URL"));
+            }
+            Some(scheme) if *scheme != Scheme::HTTP && *scheme != Scheme::HTTPS => {
+                let scheme: String = scheme.as_str().chars().take(32).collect();
+                return Err(bad(format!("the request target's scheme is `{scheme}`; expected `http` or `https`")));
+            }
+            _ => {}
+        }
         parts.uri = with_whole_path(parts.uri, &parts.method, target)?;
     }
     parts.version = if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 };

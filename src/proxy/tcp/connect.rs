@@ -15,7 +15,7 @@ use crate::{
     },
     proxy::{
         headers::Origin,
-        http::{Proxy, cluster_of, ready_snapshot},
+        http::{Proxy, cluster_of, cluster_of_host, ready_snapshot},
         listener::{Listener, Way},
         transparent::STRANGERS,
     },
@@ -121,7 +121,7 @@ async fn set_out(
     // Of hosts elsewhere no registry is asked, where they may be passed on.
     let is_foreign = |service: &str| {
         let may_be_stranger = rule.of_stranger(authority.host()).is_some_and(|named| named.may_be_stranger);
-        tunnels.passing.is_some() && may_be_stranger && proxy.discovery.table().get(service).is_none()
+        tunnels.passing.is_some() && may_be_stranger && proxy.discovery.table().of_host(service).is_none()
     };
     let known = match service.filter(|service| !is_foreign(service)) {
         Some(service) => of_service(service, request, caller.as_ref(), origin, proxy, record).await?,
@@ -166,7 +166,7 @@ async fn of_service(
     proxy: &Proxy,
     record: &Record,
 ) -> Result<Option<(Arc<Cluster>, Arc<Snapshot>, Settled)>, ProxyError> {
-    let mut cluster = cluster_of(service, proxy).await?;
+    let mut cluster = cluster_of_host(service, proxy).await?;
     cluster.mark_used();
     let mut subset = None;
     for turn in 0.. {
@@ -202,7 +202,7 @@ async fn of_service(
             Ok(Some((cluster, snapshot, settled)))
         }
         // Handed on, it is known whose it is to be.
-        Err(error) if error.reason == Reason::UnknownService && *cluster.name == *service => Ok(None),
+        Err(error) if error.reason == Reason::UnknownService && cluster.name.eq_ignore_ascii_case(service) => Ok(None),
         Err(error) => Err(error),
     }
 }

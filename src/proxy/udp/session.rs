@@ -282,7 +282,7 @@ impl Session {
             if tried.len() > snapshot.settings.service.retry.attempts as usize {
                 return Err(failed.unwrap_or_else(|| snapshot.no_endpoints(Within::default())));
             }
-            let key = snapshot.key_of_source(self.client.ip(), cluster.metrics.udp.open.get());
+            let key = snapshot.key_of_source(self.client.ip(), cluster.metrics.udp.lives.open.get());
             let picked = snapshot.pick(false, Ask { key, ..Ask::default() }, &tried, Instant::now());
             let Some((endpoint, choice)) = picked else {
                 return Err(failed.unwrap_or_else(|| snapshot.no_endpoints(Within::default())));

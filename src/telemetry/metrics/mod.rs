@@ -4,9 +4,11 @@
 //! atomic; a scrape walks the handles that are alive. So the request path looks nothing up, and a service's series are
 //! gone as soon as nobody holds its handle: there is no step that could be forgotten.
 
+mod alive;
 mod counts;
 mod family;
 mod inbound;
+mod lives;
 mod mirror;
 mod openmetrics;
 mod process;
@@ -14,6 +16,7 @@ mod red;
 mod registration;
 mod rollout;
 mod routes;
+mod service;
 mod store;
 mod subset;
 mod tcp;
@@ -24,24 +27,22 @@ mod udp;
 
 pub use counts::{Codes, Counter, Gauge, LATENCY_BOUNDS, LATENCY_BUCKETS, LATENCY_PARTS, Latency, Ratio, Tally};
 pub use inbound::{CallerMetrics, InboundMetrics, OTHER, UNKNOWN};
+pub use lives::Lives;
 pub use mirror::{Compared, MirrorMetrics};
 pub use red::Red;
 pub use registration::RegistrationMetrics;
 pub use rollout::RolloutMetrics;
 pub use routes::RoutesMetrics;
+pub use service::{PoolMetrics, ServiceMetrics};
 pub use store::StoreMetrics;
 pub use subset::SubsetMetrics;
 pub use tcp::TcpMetrics;
 pub use traffic::Traffic;
 pub use udp::UdpMetrics;
 
-use arc_swap::ArcSwap;
+use alive::Alive;
 use family::{Family, Page};
-use std::{
-    fmt,
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 /// The words that label values are taken from, each list in the order of the caller's enum. See [`Tally`].
 #[derive(Debug, Clone, Copy)]
@@ -119,66 +120,6 @@ pub struct SnapshotMetrics {
     pub corrupt: Counter,
 }
 
-/// One service's numbers, or those of the local application.
-#[derive(Debug)]
-pub struct ServiceMetrics {
-    service: Box<str>,
-    /// Of the local application: the listener in front of it. Under the same name others of its kind may be called.
-    listener: Option<Box<str>>,
-    pub requests: Codes,
-    pub duration: Latency,
-    /// Requests that have a place. Counted by `cluster::limit`, as the two below.
-    pub in_flight: Gauge,
-    /// Requests that wait for one.
-    pub waiting: Gauge,
-    /// How many may have one.
-    pub requests_limit: Gauge,
-    pub request_bytes: Counter,
-    pub response_bytes: Counter,
-    pub errors: Tally,
-    pub retries: Tally,
-    /// Those that the budget did not allow.
-    pub retries_denied: Counter,
-    /// Those that it did, until they have ended. The budget holds it, too.
-    pub retries_active: Arc<Gauge>,
-    /// Requests that went to a second endpoint as well.
-    pub hedges: Counter,
-    /// Those of them that the second one answered.
-    pub hedges_won: Counter,
-    pub fallbacks: Tally,
-    /// Those put in on purpose.
-    pub faults: Tally,
-    pub pool: PoolMetrics,
-    pub tcp: TcpMetrics,
-    pub udp: UdpMetrics,
-    /// Endpoints by state: [`Tally::set`].
-    pub endpoints: Tally,
-    pub ejections: Tally,
-    pub health_checks: Tally,
-    /// 1 while so few endpoints are available that all are used.
-    pub panicking: Gauge,
-    /// Endpoints that are in use though far too many are gone from the registry.
-    pub held: Gauge,
-    /// 1: what is in use was read from the disk.
-    pub from_snapshot: Gauge,
-    /// Tries sent to another zone.
-    pub zone_left: Counter,
-    pub table_swaps: Counter,
-    subsets: Alive<SubsetMetrics>,
-    mirrors: Alive<MirrorMetrics>,
-    mirror_skipped: &'static [&'static str],
-}
-
-/// Connections to one service's upstreams.
-#[derive(Debug)]
-pub struct PoolMetrics {
-    pub idle: Gauge,
-    pub active: Gauge,
-    pub opened: Counter,
-    pub closed: Tally,
-    pub connect_failures: Counter,
-}
-
 /// What one source of discovery did for one service.
 pub struct SourceMetrics {
     service: Box<str>,
@@ -240,48 +181,8 @@ impl Metrics {
     }
 
     fn service_or_app(&self, service: &str, listener: Option<&str>) -> Arc<ServiceMetrics> {
-        self.services.find_or_add(
-            |there| *there.service == *service && there.listener.as_deref() == listener,
-            || ServiceMetrics {
-                service: service.into(),
-                listener: listener.map(Into::into),
-                requests: Codes::default(),
-                duration: Latency::default(),
-                in_flight: Gauge::default(),
-                waiting: Gauge::default(),
-                requests_limit: Gauge::default(),
-                request_bytes: Counter::default(),
-                response_bytes: Counter::default(),
-                errors: Tally::new(self.words.errors),
-                retries: Tally::new(self.words.retries),
-                retries_denied: Counter::default(),
-                retries_active: Arc::default(),
-                hedges: Counter::default(),
-                hedges_won: Counter::default(),
-                fallbacks: Tally::new(self.words.fallbacks),
-                faults: Tally::new(self.words.faults),
-                pool: PoolMetrics {
-                    idle: Gauge::default(),
-                    active: Gauge::default(),
-                    opened: Counter::default(),
-                    closed: Tally::new(self.words.pool_closed),
-                    connect_failures: Counter::default(),
-                },
-                tcp: TcpMetrics::new(self.words.errors),
-                udp: UdpMetrics::new(self.words.errors, self.words.dropped),
-                endpoints: Tally::new(self.words.endpoints),
-                ejections: Tally::new(self.words.ejections),
-                health_checks: Tally::new(self.words.health_checks),
-                panicking: Gauge::default(),
-                held: Gauge::default(),
-                from_snapshot: Gauge::default(),
-                zone_left: Counter::default(),
-                table_swaps: Counter::default(),
-                subsets: Alive::default(),
-                mirrors: Alive::default(),
-                mirror_skipped: self.words.mirror_skipped,
-            },
-        )
+        self.services
+            .find_or_add(|there| there.is_of(service, listener), || ServiceMetrics::new(service, listener, &self.words))
     }
 
     /// A new handle for what `source` does for `service`; it takes the place of an older one. `age` is asked at each
@@ -387,78 +288,6 @@ impl SnapshotMetrics {
     }
 }
 
-impl ServiceMetrics {
-    pub fn service(&self) -> &str {
-        &self.service
-    }
-
-    /// The handle of one of its subsets: the one that others hold already, or a new one from zero.
-    pub fn subset(&self, name: &str) -> Arc<SubsetMetrics> {
-        self.subsets.find_or_add(|there| *there.subset == *name, || SubsetMetrics::new(name))
-    }
-
-    /// The same for the copies that one of its routes sends `to` somewhere.
-    pub fn mirror(&self, route: &str, to: &str) -> Arc<MirrorMetrics> {
-        let is_it = |there: &MirrorMetrics| *there.route == *route && *there.to == *to;
-        self.mirrors.find_or_add(is_it, || MirrorMetrics::new(route, to, self.mirror_skipped))
-    }
-
-    fn collect(&self, page: &mut Page) {
-        let own = [("service", &*self.service), ("listener", self.listener.as_deref().unwrap_or_default())];
-        let own = if self.listener.is_some() { &own[..] } else { &own[..1] };
-        for (code, count) in self.requests.each() {
-            page.add(Family::Requests, &[own, &[("code", &code)]].concat(), count as f64);
-        }
-        page.add_histogram(Family::Duration, own, self.duration.read());
-        for (family, gauge) in [
-            (Family::InFlight, &self.in_flight),
-            (Family::Waiting, &self.waiting),
-            (Family::RequestsLimit, &self.requests_limit),
-            (Family::RetriesActive, &*self.retries_active),
-            (Family::Panic, &self.panicking),
-            (Family::DiscoveryHeld, &self.held),
-            (Family::DiscoverySnapshot, &self.from_snapshot),
-        ] {
-            page.add(family, own, gauge.get() as f64);
-        }
-        for (family, counter) in [
-            (Family::RequestBytes, &self.request_bytes),
-            (Family::ResponseBytes, &self.response_bytes),
-            (Family::RetriesDenied, &self.retries_denied),
-            (Family::Hedges, &self.hedges),
-            (Family::HedgesWon, &self.hedges_won),
-            (Family::PoolOpened, &self.pool.opened),
-            (Family::PoolConnectFailures, &self.pool.connect_failures),
-            (Family::ZoneLeft, &self.zone_left),
-            (Family::TableSwaps, &self.table_swaps),
-        ] {
-            page.add(family, own, counter.get() as f64);
-        }
-        for (family, label, tally) in [
-            (Family::Errors, "reason", &self.errors),
-            (Family::Retries, "reason", &self.retries),
-            (Family::Fallbacks, "kind", &self.fallbacks),
-            (Family::Faults, "kind", &self.faults),
-            (Family::PoolClosed, "reason", &self.pool.closed),
-            (Family::Endpoints, "state", &self.endpoints),
-            (Family::Ejections, "cause", &self.ejections),
-            (Family::HealthChecks, "result", &self.health_checks),
-        ] {
-            // Those at 0, too: a rate over a series that starts at 1 would miss the first event.
-            for (word, count) in tally.each() {
-                page.add(family, &[own, &[(label, word)]].concat(), count as f64);
-            }
-        }
-        for (state, gauge) in [("idle", &self.pool.idle), ("active", &self.pool.active)] {
-            page.add(Family::PoolConnections, &[own, &[("state", state)]].concat(), gauge.get() as f64);
-        }
-        self.tcp.collect(own, page);
-        self.udp.collect(own, page);
-        self.subsets.each(|subset| subset.collect(&self.service, page));
-        self.mirrors.each(|mirror| mirror.collect(&self.service, page));
-    }
-}
-
 impl SourceMetrics {
     pub fn source(&self) -> &str {
         &self.source
@@ -502,52 +331,5 @@ impl ListenerMetrics {
         for (reason, count) in self.rejected.each() {
             page.add(Family::RequestsRejected, &[listener, ("reason", reason)], count as f64);
         }
-    }
-}
-
-/// The handles that somebody still holds.
-#[derive(Debug)]
-struct Alive<T>(ArcSwap<Vec<Weak<T>>>);
-
-impl<T> Default for Alive<T> {
-    fn default() -> Self {
-        Self(ArcSwap::default())
-    }
-}
-
-impl<T> Alive<T> {
-    fn each(&self, visit: impl FnMut(Arc<T>)) {
-        self.0.load().iter().filter_map(Weak::upgrade).for_each(visit);
-    }
-
-    fn find_or_add(&self, is_it: impl Fn(&T) -> bool, make: impl FnOnce() -> T) -> Arc<T> {
-        let find = |list: &[Weak<T>]| list.iter().filter_map(Weak::upgrade).find(|there| is_it(there));
-        if let Some(there) = find(&self.0.load()) {
-            return there;
-        }
-        let mut handle = Arc::new(make());
-        let made = handle.clone();
-        // Two threads may ask for the same at one moment; the one that comes second takes what the first has put in.
-        self.0.rcu(|list| match find(list) {
-            Some(there) => {
-                handle = there;
-                Vec::clone(list)
-            }
-            None => {
-                handle = made.clone();
-                Self::with(list, &made, |_| false)
-            }
-        });
-        handle
-    }
-
-    fn replace(&self, is_it: impl Fn(&T) -> bool, handle: &Arc<T>) {
-        self.0.rcu(|list| Self::with(list, handle, &is_it));
-    }
-
-    /// The list with `handle` in it, without those that nobody holds or that are `unwanted`.
-    fn with(list: &[Weak<T>], handle: &Arc<T>, unwanted: impl Fn(&T) -> bool) -> Vec<Weak<T>> {
-        let keep = list.iter().filter(|there| there.upgrade().is_some_and(|there| !unwanted(&there)));
-        keep.cloned().chain([Arc::downgrade(handle)]).collect()
     }
 }

@@ -17,7 +17,7 @@ impl Metrics {
         self.services.each(|service| {
             traffic.in_flight += in_progress(&service);
             traffic.ended =
-                traffic.ended.wrapping_add(service.duration.count()).wrapping_add(service.tcp.duration.count());
+                traffic.ended.wrapping_add(service.duration.count()).wrapping_add(service.tcp.lives.duration.count());
         });
         traffic
     }
@@ -37,7 +37,7 @@ impl Metrics {
 }
 
 fn in_progress(service: &ServiceMetrics) -> i64 {
-    service.in_flight.get() + service.waiting.get() + service.tcp.open.get() + service.udp.open.get()
+    service.in_flight.get() + service.waiting.get() + service.tcp.lives.open.get() + service.udp.lives.open.get()
 }
 
 #[cfg(test)]
