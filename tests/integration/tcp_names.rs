@@ -1,7 +1,7 @@
 //! Connections that say for whom they are, or whom they come from: by TLS and by the PROXY protocol.
 
 use crate::{
-    peer::{Peer, get},
+    peer::Peer,
     pillion::Setup,
     tcp::{Backend, is_reset},
 };
