@@ -289,6 +289,8 @@ async fn settings_change_while_sessions_go_on() {
     let mut pillion = dns([server.address()])
         .instances("other", [other.address()])
         .service("dns: { udp: { idle_timeout: 1h } }")
+        // Without any for it, what the config says of its sessions would be a mistake.
+        .listener("another", "service: dns, protocol: udp")
         .start()
         .await;
     let (client, second) = (End::of(&pillion).await, End::of(&pillion).await);
