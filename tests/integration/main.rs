@@ -98,6 +98,8 @@ mod real_protocols;
 #[cfg(feature = "real-servers")]
 mod real_proxy;
 #[cfg(feature = "real-servers")]
+mod real_redirected_failures;
+#[cfg(feature = "real-servers")]
 mod real_redis;
 #[cfg(feature = "real-servers")]
 mod real_redis_failures;
