@@ -2,6 +2,7 @@
 //! them, TLS, and sockets from others.
 
 pub mod activation;
+pub mod borrowed;
 pub mod buffers;
 pub mod client_hello;
 pub mod detect;

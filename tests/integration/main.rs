@@ -82,6 +82,8 @@ mod real_frameworks;
 #[cfg(feature = "real-servers")]
 mod real_grpc;
 #[cfg(feature = "real-servers")]
+mod real_kept_sources;
+#[cfg(feature = "real-servers")]
 mod real_kubernetes;
 #[cfg(feature = "real-servers")]
 mod real_load;
