@@ -20,7 +20,7 @@ use crate::{
     inbound::LocalApps,
     net::{
         activation::Activated,
-        descriptors,
+        borrowed, descriptors,
         handover::States,
         listen::{self, Sockets},
     },
@@ -362,6 +362,7 @@ impl App {
     /// Sockets for those listeners in `config` that are not up yet: inherited ones, or new ones.
     fn bind_new(&self, config: &Config, inherited: &mut Inherited) -> anyhow::Result<HashMap<String, Bound>> {
         let (mut sockets, workers) = (HashMap::new(), self.workers.count());
+        may_keep_sources(config)?;
         for listener in &config.listeners {
             match self.listeners.get(&listener.name) {
                 Some(running)
@@ -439,6 +440,21 @@ async fn become_ready(state: Arc<admin::State>, notifier: Arc<Notifier>) {
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+/// Whether this process has the right to connect as its clients, where the config wants that.
+fn may_keep_sources(config: &Config) -> anyhow::Result<()> {
+    for listener in &config.listeners {
+        let Some(app) = listener.app.as_ref().filter(|app| app.source == config::AppSource::Client) else { continue };
+        borrowed::may_borrow(app.address.is_ipv4()).with_context(|| {
+            format!(
+                "listener `{}`: `app.source: client` needs CAP_NET_RAW (or CAP_NET_ADMIN), which this process does not have: with systemd \
+                 `AmbientCapabilities=CAP_NET_RAW`, in a pod `capabilities: {{ add: [NET_RAW] }}` and `runAsUser: 0`",
+                listener.name
+            )
+        })?;
+    }
+    Ok(())
 }
 
 fn is_udp(listener: &config::Listener) -> bool {

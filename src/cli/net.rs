@@ -1,15 +1,17 @@
 //! `pillion net`: the kernel sends what applications send elsewhere through pillion, and they need not know.
 
+mod answers;
+mod listeners;
 mod listing;
 mod nft;
 mod options;
+mod programs;
 mod rules;
 #[cfg(test)]
 mod tests;
 mod values;
 
 use super::EXIT_USAGE;
-use crate::registrar::anyone_listens;
 use clap::{Args, Subcommand};
 use listing::InForce;
 use options::Options;
@@ -18,7 +20,7 @@ use std::process::ExitCode;
 /// Makes the kernel send applications' TCP connections through pillion, without a change to the applications.
 ///
 /// It needs `nft`, and the right to change the network: root on a machine, NET_ADMIN in a pod's init container. All rules are in
-/// one table of their own, `inet pillion`; nothing else is touched.
+/// one table of their own, `inet pillion` (and with --keep-source in the routing table 4140); nothing else is touched.
 #[derive(Debug, Args)]
 pub struct Net {
     #[command(subcommand)]
@@ -81,6 +83,7 @@ impl Up {
             super::say(&rules.to_string())?;
         } else {
             nft::load(&rules.to_string())?;
+            answers::keep(&rules.kept_sources)?;
             super::say(&in_force()?.words())?;
         }
         Ok(ExitCode::SUCCESS)
@@ -88,16 +91,19 @@ impl Up {
 }
 
 fn down() -> anyhow::Result<&'static str> {
-    if nft::table()?.is_none() {
-        return Ok("there are no rules of pillion's\n");
+    let is_there = nft::table()?.is_some();
+    if is_there {
+        nft::load(&rules::removal())?;
     }
-    nft::load(&rules::removal())?;
-    Ok("pillion's rules are gone\n")
+    let is_changed = answers::keep(&[])?;
+    Ok(if is_there || is_changed { "pillion's rules are gone\n" } else { "there are no rules of pillion's\n" })
 }
 
 fn in_force() -> anyhow::Result<InForce> {
-    Ok(match nft::table()? {
-        Some(table) => InForce::read(&table, &anyone_listens)?,
+    let mut in_force = match nft::table()? {
+        Some(table) => InForce::read(&table, &listeners::there)?,
         None => InForce::default(),
-    })
+    };
+    in_force.kept_sources = answers::kept()?;
+    Ok(in_force)
 }

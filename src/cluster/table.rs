@@ -22,7 +22,7 @@ use arc_swap::{ArcSwap, Guard};
 use rustls::ClientConfig;
 use std::{
     collections::{HashMap, HashSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, OnceLock,
         atomic::{
@@ -136,10 +136,19 @@ pub struct Settings {
     pub zone: Option<String>,
     /// Where neither config nor registry says what the upstreams speak: what the request came by.
     pub same_protocol: bool,
+    /// Whether connections come from the address of the client whom they are for, rather than pillion's own.
+    pub keeps_source: bool,
     /// Its routes, where it has routes or subsets.
     pub routes: Option<Arc<route::Table>>,
     /// The limits of each route, by its number; empty where none has any.
     pub gates: Box<[Option<Arc<Gate>>]>,
+}
+
+impl Settings {
+    /// As whom pillion connects for this client; `None`: as itself.
+    pub fn source_for(&self, client: IpAddr) -> Option<IpAddr> {
+        self.keeps_source.then(|| client.to_canonical())
+    }
 }
 
 /// TLS settings towards one service's upstreams, per protocol that is offered.

@@ -90,6 +90,7 @@ impl SettingsFor {
                 tls: upstream_tls,
                 zone: config.node.zone.clone(),
                 same_protocol: false,
+                keeps_source: false,
                 routes: route::Table::new(service, own).map(Arc::new),
                 gates: gates(own),
             }),

@@ -10,7 +10,7 @@ use crate::{
         check::{self, Change, Last, State},
         table::{self, Settings},
     },
-    config::{App, AppProtocol, Config},
+    config::{App, AppProtocol, AppSource, Config},
     registry::{Address, Instance},
     telemetry::{
         Telemetry,
@@ -98,7 +98,9 @@ impl LocalApp {
     fn configure(&self, app: &App) {
         let before = self.cluster.load();
         let new = settings(app);
-        let same = before.settings.service == new.service && before.settings.same_protocol == new.same_protocol;
+        let same = before.settings.service == new.service
+            && before.settings.same_protocol == new.same_protocol
+            && before.settings.keeps_source == new.keeps_source;
         let settings = if same { before.settings.clone() } else { new };
         drop(before);
         let instance = Instance::new(app.address.to_string(), Address::Ip(app.address));
@@ -122,7 +124,8 @@ impl LocalApp {
 
 fn settings(app: &App) -> Arc<Settings> {
     let same_protocol = app.protocol == Some(AppProtocol::Same);
-    Arc::new(Settings { service: app.service(), same_protocol, ..Settings::default() })
+    let keeps_source = app.source == AppSource::Client;
+    Arc::new(Settings { service: app.service(), same_protocol, keeps_source, ..Settings::default() })
 }
 
 /// Whether its checks say that it can serve. One failure after it was well says little.

@@ -13,7 +13,7 @@ pub fn raise() {
     if found.current == found.maximum {
         return;
     }
-    match setrlimit(Resource::Nofile, Rlimit { current: found.maximum, ..found.clone() }) {
+    match setrlimit(Resource::Nofile, Rlimit { current: found.maximum, ..*found }) {
         Ok(()) => tracing::debug!(from = ?found.current, to = ?found.maximum, "more open files are allowed"),
         Err(error) => tracing::warn!(%error, limit = ?found.current, "the limit of open files could not be raised"),
     }
@@ -23,6 +23,6 @@ pub fn raise() {
 pub fn lower_again(child: Pid) {
     if let Some(found) = FOUND.get() {
         // It may have ended just now.
-        let _ = prlimit(Some(child), Resource::Nofile, found.clone());
+        let _ = prlimit(Some(child), Resource::Nofile, *found);
     }
 }

@@ -2,6 +2,7 @@
 //! them, TLS, sockets from others, and how many there may be.
 
 pub mod activation;
+pub mod borrowed;
 pub mod buffers;
 pub mod client_hello;
 pub mod descriptors;

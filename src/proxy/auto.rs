@@ -16,8 +16,12 @@ use crate::{
     telemetry::Telemetry,
 };
 use bytes::BytesMut;
-use std::{cell::RefCell, collections::HashMap, io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell, collections::HashMap, future::poll_fn, io, net::SocketAddr, pin::Pin, rc::Rc, sync::Arc, task::Poll,
+    time::Duration,
+};
 use tokio::{
+    io::AsyncBufRead,
     net::TcpStream,
     time::{Instant, sleep, timeout},
 };
@@ -120,10 +124,12 @@ impl Newcomer<'_> {
         let mut met = None;
         if self.start.is_empty() {
             let patience = match self.first_speaker(place) {
-                Some(First::Server) => return Ok((Protocol::Other, None)),
+                Some(First::Server | First::ServerWithin) => return Ok((Protocol::Other, None)),
                 Some(First::Client) => None,
                 None => match self.proxy.speakers.recall(place) {
                     Some(First::Server) => return Ok((Protocol::Other, None)),
+                    // Nobody waits for long; but another client may speak TLS itself, and that is seen from what it says.
+                    Some(First::ServerWithin) => Some(Duration::ZERO),
                     // It was so once; now it may be another who calls there.
                     Some(First::Client) => Some(LONGER),
                     None => Some(PATIENCE),
@@ -138,7 +144,9 @@ impl Newcomer<'_> {
                     Raced::Client(opened) => met = opened,
                     Raced::Server { met, spoke } => {
                         if spoke {
-                            self.proxy.speakers.learn(place, First::Server);
+                            self.proxy
+                                .speakers
+                                .learn(place, if met.is_tls() { First::ServerWithin } else { First::Server });
                         }
                         return Ok((Protocol::Other, Some(met)));
                     }
@@ -200,7 +208,7 @@ impl Newcomer<'_> {
             met = opening => met,
             () = &mut closed => return Err(closing()),
         };
-        let met = match met {
+        let mut met = match met {
             Ok(met) => met,
             // It may be late, and name another, or be answered by a fallback.
             Err(error) => {
@@ -212,21 +220,18 @@ impl Newcomer<'_> {
                 };
             }
         };
-        let answers = async {
-            match &met.server {
-                Stream::Tcp(server) => hear(server).await,
-                // What comes may be TLS's own, and says nothing of who speaks.
-                Stream::Tls(_) => std::future::pending().await,
-            }
-        };
-        tokio::select! {
+        let heard = tokio::select! {
             biased;
-            _ = &mut speaks => Ok(Raced::Client(Some(met))),
-            spoke = answers => Ok(Raced::Server { met, spoke }),
-            () = &mut closed => Err(closing()),
+            _ = &mut speaks => None,
+            spoke = hear_server(&mut met.server) => Some(spoke),
+            () = &mut closed => return Err(closing()),
             // From here on it is looked after like all that are carried by bytes.
-            () = sleep(idle) => Ok(Raced::Client(Some(met))),
-        }
+            () = sleep(idle) => None,
+        };
+        Ok(match heard {
+            None => Raced::Client(Some(met)),
+            Some(spoke) => Raced::Server { met, spoke },
+        })
     }
 
     /// Whether its requests are for a service, or the local application. Those that are not go where they were to go, untouched.
@@ -273,6 +278,20 @@ async fn hear(stream: &TcpStream) -> bool {
     matches!(stream.peek(&mut [0]).await, Ok(1..))
 }
 
+/// The same of a server. What is within TLS counts, and not what TLS says of itself.
+async fn hear_server(server: &mut Stream) -> bool {
+    match server {
+        Stream::Tcp(server) => hear(server).await,
+        Stream::Tls(server) => {
+            poll_fn(|cx| match Pin::new(&mut **server).poll_fill_buf(cx) {
+                Poll::Ready(heard) => Poll::Ready(heard.is_ok_and(|heard| !heard.is_empty())),
+                Poll::Pending => Poll::Pending,
+            })
+            .await
+        }
+    }
+}
+
 /// Whether a request is meant for a proxy: its target is a whole URL, or what a tunnel is to lead to. Its line is whole.
 fn asks_proxy(start: &[u8]) -> bool {
     let mut words = start.trim_ascii_start().split(|byte| *byte == b' ');
@@ -300,6 +319,8 @@ enum First {
     Client,
     /// Or nothing is to be told apart, because it is carried by bytes anyway.
     Server,
+    /// The same within the TLS that pillion speaks to it.
+    ServerWithin,
 }
 
 /// What an endpoint's registry says of who speaks first.

@@ -7,7 +7,7 @@ use super::{
     fallback::Asked,
     header_maps,
     headers::{self, Origin, past_deadline},
-    journey::{Destination, Journey},
+    journey::{Client, Destination, Journey},
     last_good::LastGood,
     listener::{Listener, Way},
     mirror::{self, Mirrors},
@@ -163,10 +163,13 @@ pub async fn carry_to(
 fn set_out<'j>(
     to: Destination<'j>,
     start: Start,
-    (parts, body): (request::Parts, Body),
+    (mut parts, body): (request::Parts, Body),
     deadline: Option<Instant>,
     down: &'j mut Downstream<'_>,
 ) -> Journey<'j> {
+    if to.snapshot.settings.keeps_source {
+        parts.extensions.insert(Client(down.origin.peer.ip()));
+    }
     let mut journey = Journey {
         to,
         interim: down.interim,

@@ -29,7 +29,10 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Response, Version, request};
 use std::{
     net::IpAddr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -40,6 +43,11 @@ use tokio::time::Instant;
 const MAX_FRESH: u32 = 2;
 /// What is read of a response that is given up for another try, so that its connection can be used again.
 const MAX_DISCARDED: usize = 64 * 1024;
+
+/// Whose request it is, among its extensions where its connection is to come from there. (Not in [`Destination`], because every
+/// connection's memory has one of those, and few need this.)
+#[derive(Debug, Clone, Copy)]
+pub struct Client(pub IpAddr);
 
 /// A request on its way to an endpoint, once it is known which service it is for.
 pub struct Journey<'j> {
@@ -218,7 +226,9 @@ impl Destination<'_> {
             self.cluster.metrics.zone_left.inc();
         }
         let wanted = self.upstream_protocol(endpoint, parts);
-        let checkout = self.proxy.pool.checkout(self.cluster, endpoint, &self.snapshot.settings, wanted, fresh);
+        let settings = &self.snapshot.settings;
+        let source = if settings.keeps_source { parts.extensions.get::<Client>().copied() } else { None };
+        let checkout = self.proxy.pool.checkout(self.cluster, endpoint, settings, wanted, fresh, source);
         let lease = match waiting.in_time(checkout).await {
             Ok(Ok(lease)) => lease,
             Ok(Err(error)) => return Err(SendFailure::before(connect_error(endpoint, &error), body.take())),
@@ -331,7 +341,22 @@ pub(super) fn says_something(reason: Reason) -> bool {
 }
 
 pub(super) fn connect_error(endpoint: &Endpoint, error: &ConnectError) -> ProxyError {
+    match error {
+        // That the application does not listen is no matter of who asks.
+        ConnectError::As(_, cause) if cause.kind() == std::io::ErrorKind::ConnectionRefused => {}
+        ConnectError::As(..) | ConnectError::NoAnswer(..) => warn_of_source(endpoint, error),
+        _ => {}
+    }
     ProxyError::new(error.reason(), format!("{}: {error}", endpoint.instance.address))
+}
+
+/// Once is enough: as a rule it is so of all clients.
+fn warn_of_source(endpoint: &Endpoint, error: &ConnectError) {
+    static WARNED: AtomicBool = AtomicBool::new(false);
+    if !WARNED.swap(true, Relaxed) {
+        let app = &endpoint.instance.address;
+        tracing::warn!(%app, %error, "with `source: client`, an application could not be connected to as its client");
+    }
 }
 
 /// Reads what is at hand of a response that nobody gets. Its connection is then free for others, or closed.

@@ -20,6 +20,7 @@ use crate::{
         io::{Io, Stream},
         listen, original,
     },
+    registry::Address,
     route,
     telemetry::{Telemetry, labels::Refused, metrics::ListenerMetrics},
 };
@@ -142,10 +143,13 @@ impl Way {
         }
     }
 
-    /// The port of the local application that it goes to.
-    pub fn app_port(&self) -> Option<u16> {
+    /// Where the local application is that it goes to.
+    pub fn app_address(&self) -> Option<SocketAddr> {
         match self {
-            Self::Inbound { app, .. } => Some(app.cluster.load().endpoints.first()?.instance.address.port()),
+            Self::Inbound { app, .. } => match app.cluster.load().endpoints.first()?.instance.address {
+                Address::Ip(address) => Some(address),
+                Address::Name { .. } => None,
+            },
             Self::Outbound { .. } => None,
         }
     }

@@ -1,9 +1,11 @@
 //! Connections to upstreams, kept per worker and endpoint.
 //!
+//! To an application that is to see its clients' addresses, each client address has connections of its own.
+//!
 //! HTTP/1.1: the one used last is taken first, so that surplus ones grow idle and are closed. HTTP/2: one connection per
 //! endpoint, opened once however many requests wait for it; a further one only when all its streams are in use.
 
-use super::h2;
+use super::{h2, journey::Client};
 use crate::{
     cluster::{
         Cluster, Endpoint, Live,
@@ -19,6 +21,7 @@ use futures_util::future::{FutureExt, LocalBoxFuture, Shared};
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    net::{IpAddr, Ipv4Addr},
     rc::Rc,
     sync::{Arc, Weak},
     time::Duration,
@@ -32,6 +35,8 @@ const PERIOD: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub struct Pool {
     slots: RefCell<HashMap<u64, Rc<Slot>, foldhash::fast::FixedState>>,
+    /// Those of connections from other addresses than pillion's own.
+    borrowed: RefCell<HashMap<(u64, IpAddr), Rc<Slot>>>,
 }
 
 /// A connection for one request.
@@ -44,6 +49,8 @@ pub enum Lease {
 /// The connections to one endpoint.
 #[derive(Debug)]
 pub struct Slot {
+    /// From whose address; `None`: pillion's own.
+    source: Option<IpAddr>,
     /// Gone when the endpoint is.
     live: Weak<Live>,
     settings: RefCell<Arc<Settings>>,
@@ -60,7 +67,8 @@ pub struct Slot {
 type Connecting = Shared<LocalBoxFuture<'static, Result<(), ConnectError>>>;
 
 impl Pool {
-    /// A connection to `endpoint`: a pooled one if there is one and `fresh` is not asked for.
+    /// A connection to `endpoint`: a pooled one if there is one and `fresh` is not asked for. With `source`, as from there, and
+    /// shared with nobody from elsewhere.
     pub async fn checkout(
         &self,
         cluster: &Cluster,
@@ -68,8 +76,16 @@ impl Pool {
         settings: &Arc<Settings>,
         wanted: Option<Protocol>,
         fresh: bool,
+        source: Option<Client>,
     ) -> Result<Lease, ConnectError> {
-        let slot = self.slot(cluster, endpoint, settings);
+        let slot = match source {
+            // Never pillion's own address instead.
+            None if settings.keeps_source => {
+                return Err(ConnectError::As(IpAddr::V4(Ipv4Addr::UNSPECIFIED), unknown_client()));
+            }
+            None => self.slot(cluster, endpoint, settings),
+            Some(Client(source)) => self.borrowed_slot(cluster, endpoint, settings, source.to_canonical()),
+        };
         let mut made_room = false;
         loop {
             let lease = match wanted.or(slot.settled.get()) {
@@ -95,29 +111,34 @@ impl Pool {
 
     fn slot(&self, cluster: &Cluster, endpoint: &Arc<Endpoint>, settings: &Arc<Settings>) -> Rc<Slot> {
         if let Some(slot) = self.slots.borrow().get(&endpoint.live.key) {
-            if !Arc::ptr_eq(&slot.settings.borrow(), settings) {
-                *slot.settings.borrow_mut() = settings.clone();
-            }
+            slot.configure(settings);
             return slot.clone();
         }
-        let slot = Rc::new(Slot {
-            live: Arc::downgrade(&endpoint.live),
-            settings: RefCell::new(settings.clone()),
-            metrics: cluster.metrics.clone(),
-            limits: cluster.limits.clone(),
-            idle: RefCell::default(),
-            multiplexed: RefCell::default(),
-            connecting: RefCell::default(),
-            settled: Cell::new(None),
-        });
+        let slot = Slot::new(cluster, endpoint, settings, None);
         self.slots.borrow_mut().insert(endpoint.live.key, slot.clone());
         slot
     }
 
+    fn borrowed_slot(
+        &self,
+        cluster: &Cluster,
+        endpoint: &Arc<Endpoint>,
+        settings: &Arc<Settings>,
+        source: IpAddr,
+    ) -> Rc<Slot> {
+        let mut borrowed = self.borrowed.borrow_mut();
+        let slot = borrowed
+            .entry((endpoint.live.key, source))
+            .or_insert_with(|| Slot::new(cluster, endpoint, settings, Some(source)));
+        slot.configure(settings);
+        slot.clone()
+    }
+
     /// Closes the connection to another endpoint of the service that has been idle the longest. False: there is none here.
     fn make_room(&self, slot: &Rc<Slot>) -> bool {
-        let slots = self.slots.borrow();
-        let same_service = slots.values().filter(|other| Arc::ptr_eq(&other.limits, &slot.limits));
+        let (slots, borrowed) = (self.slots.borrow(), self.borrowed.borrow());
+        let same_service =
+            slots.values().chain(borrowed.values()).filter(|other| Arc::ptr_eq(&other.limits, &slot.limits));
         let idle = |other: &&Rc<Slot>| other.idle.borrow().first().map(|connection| connection.idle);
         let Some(other) = same_service.filter(|other| idle(other).is_some()).max_by_key(idle) else { return false };
         other.idle.borrow_mut().remove(0);
@@ -136,11 +157,44 @@ impl Pool {
                 slot.sweep(now);
                 slot.live.strong_count() > 0
             });
+            // Nobody knows whether a client will come again.
+            self.borrowed.borrow_mut().retain(|_, slot| {
+                slot.sweep(now);
+                slot.live.strong_count() > 0 && (Rc::strong_count(slot) > 1 || !slot.is_empty())
+            });
         }
     }
 }
 
+fn unknown_client() -> Arc<std::io::Error> {
+    Arc::new(std::io::Error::other("it is not known who the client is"))
+}
+
 impl Slot {
+    fn new(cluster: &Cluster, endpoint: &Arc<Endpoint>, settings: &Arc<Settings>, source: Option<IpAddr>) -> Rc<Self> {
+        Rc::new(Self {
+            source,
+            live: Arc::downgrade(&endpoint.live),
+            settings: RefCell::new(settings.clone()),
+            metrics: cluster.metrics.clone(),
+            limits: cluster.limits.clone(),
+            idle: RefCell::default(),
+            multiplexed: RefCell::default(),
+            connecting: RefCell::default(),
+            settled: Cell::new(None),
+        })
+    }
+
+    fn configure(&self, settings: &Arc<Settings>) {
+        if !Arc::ptr_eq(&self.settings.borrow(), settings) {
+            *self.settings.borrow_mut() = settings.clone();
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.idle.borrow().is_empty() && self.multiplexed.borrow().is_empty()
+    }
+
     fn pool(&self) -> &PoolMetrics {
         &self.metrics.pool
     }
@@ -238,7 +292,7 @@ impl Slot {
         let limit = settings.service.limits.connections;
         let mut place = self.limits.connect(limit).ok_or(ConnectError::Limit(limit))?;
         // Boxed: it is large and rare, and would make every connection's future as large.
-        let opened = Box::pin(connect(endpoint, settings, wanted)).await;
+        let opened = Box::pin(connect(endpoint, settings, wanted, self.source)).await;
         match &opened {
             Ok(_) => self.pool().opened.inc(),
             Err(_) => self.pool().connect_failures.inc(),

@@ -37,7 +37,7 @@ use bytes::BytesMut;
 use connections::Watched;
 use std::{
     future::poll_fn,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::Arc,
     task::{Context, Poll},
@@ -197,6 +197,7 @@ async fn reach(
     let Some(mut place) = cluster.limits.connect(limit) else {
         return Err(ProxyError::new(Reason::ConnectionLimit, ConnectError::Limit(limit).to_string()));
     };
+    let source = settings.source_for(peer.ip());
     let ask = Ask { key: snapshot.key_of_source(peer.ip(), cluster.metrics.tcp.lives.open.get()), ..ask };
     let mut tried: Vec<Arc<Endpoint>> = Vec::new();
     let mut failed = None;
@@ -211,7 +212,7 @@ async fn reach(
         if snapshot.leaves_zone(&endpoint) {
             cluster.metrics.zone_left.inc();
         }
-        match try_one(&endpoint, choice, settings, preface, heading.is_tls, record).await {
+        match try_one(&endpoint, choice, settings, preface, heading.is_tls, source, record).await {
             Ok(server) => {
                 place.has(&server);
                 return Ok(Met { server, place, cluster: cluster.clone(), endpoint });
@@ -232,11 +233,12 @@ async fn try_one(
     settings: &Settings,
     preface: &[u8],
     is_tls: bool,
+    source: Option<IpAddr>,
     record: &mut Record,
 ) -> Result<Stream, ProxyError> {
     record.attempt(InFlight::start(endpoint.clone(), choice));
     let begun = Instant::now();
-    match connect_bare(endpoint, settings, preface, is_tls).await {
+    match connect_bare(endpoint, settings, preface, is_tls, source).await {
         Ok(server) => {
             record.tell(Outcome::Success);
             let now = Instant::now();

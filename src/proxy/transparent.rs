@@ -267,8 +267,13 @@ impl Inbound {
         }
         let called = original::destination(client).ok()?;
         let listeners = self.listeners.borrow();
-        let mut open = listeners.iter().filter_map(rc::Weak::upgrade).filter(|listener| !listener.is_closing());
-        open.find(|listener| listener.settings().way.app_port() == Some(called.port()))
+        let open = listeners.iter().filter_map(rc::Weak::upgrade).filter(|listener| !listener.is_closing());
+        let addressed = open.filter_map(|listener| {
+            let app = listener.settings().way.app_address()?;
+            (app.port() == called.port()).then_some((app.is_ipv4() != called.is_ipv4(), listener))
+        });
+        // Of an application at addresses of both families that of the caller's: only there can it see who called.
+        addressed.min_by_key(|(is_other, _)| *is_other).map(|(_, listener)| listener)
     }
 }
 

@@ -15,7 +15,7 @@ mod port;
 pub use health::Health;
 pub use keeper::Kept;
 pub use local::Listening;
-pub use port::anyone_listens;
+pub use port::{Listening as ListeningSocket, group_of_socket, listening_on};
 
 use crate::{
     config::{self, Config, RegisterPort},

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeSet, HashSet},
     fs, io,
+    net::IpAddr,
     path::Path,
 };
 
@@ -66,7 +67,7 @@ pub fn of_process(id: u32) -> io::Result<Ports> {
             ports.extend(
                 listening(&text)
                     .filter(|there| sockets.contains(&there.inode))
-                    .map(|there| (there.loopback, there.port)),
+                    .map(|there| (there.address.is_loopback(), there.port)),
             );
         }
     }
@@ -74,10 +75,20 @@ pub fn of_process(id: u32) -> io::Result<Ports> {
     Ok(Ports { for_all: lowest(false), loopback: lowest(true) })
 }
 
-/// Whether any process listens on this port, as far as this network namespace goes.
-pub fn anyone_listens(port: u16) -> bool {
+/// The sockets that listen on this port, as far as this network namespace goes.
+pub fn listening_on(port: u16) -> Vec<Listening> {
     let tables = ["tcp", "tcp6"].map(|table| fs::read_to_string(format!("/proc/self/net/{table}")).unwrap_or_default());
-    tables.iter().any(|table| listening(table).any(|there| there.port == port))
+    tables.iter().flat_map(|table| listening(table)).filter(|there| there.port == port).collect()
+}
+
+/// The group of the process that has this socket; `None`: it could not be found out.
+pub fn group_of_socket(inode: u64) -> Option<u32> {
+    let entries = fs::read_dir("/proc").ok()?;
+    let mut processes = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    let process = processes.find(|process| sockets_of(*process).contains(&inode))?;
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    // The real one, and the one that counts.
+    status.lines().find_map(|line| line.strip_prefix("Gid:"))?.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
 /// `id` and its descendants.
@@ -117,33 +128,38 @@ fn sockets_of(process: u32) -> HashSet<u64> {
 
 /// A socket that listens.
 #[derive(Debug, PartialEq, Eq)]
-struct Listening {
-    port: u16,
-    loopback: bool,
-    inode: u64,
+pub struct Listening {
+    pub address: IpAddr,
+    pub port: u16,
+    /// Who opened it.
+    pub user: u32,
+    pub inode: u64,
 }
 
 /// Those in the text of `/proc/net/tcp` or `tcp6`.
 fn listening(table: &str) -> impl Iterator<Item = Listening> {
     const LISTEN: &str = "0A";
-    /// 127.0.0.0/8, ::1 and 127.0.0.0/8 within IPv6, in the byte order in which the kernel writes them.
-    fn is_loopback(address: &str) -> bool {
-        match address.len() {
-            8 => address.ends_with("7F"),
-            _ => {
-                address == "00000000000000000000000001000000"
-                    || (address.starts_with("0000000000000000FFFF0000") && address.ends_with("7F"))
-            }
-        }
-    }
     table.lines().skip(1).filter_map(|line| {
         let mut fields = line.split_ascii_whitespace();
         let (local, state) = (fields.nth(1)?, fields.nth(1)?);
         let (address, port) = local.rsplit_once(':')?;
-        let port = u16::from_str_radix(port, 16).ok()?;
-        let inode = fields.nth(5)?.parse().ok()?;
-        (state == LISTEN).then_some(Listening { port, loopback: is_loopback(address), inode })
+        let (address, port) = (address_in(address)?, u16::from_str_radix(port, 16).ok()?);
+        let (user, inode) = (fields.nth(3)?.parse().ok()?, fields.nth(1)?.parse().ok()?);
+        (state == LISTEN).then_some(Listening { address, port, user, inode })
     })
+}
+
+/// The kernel writes each four bytes as a number of this machine's own.
+fn address_in(digits: &str) -> Option<IpAddr> {
+    let word = |at: usize| Some(u32::from_str_radix(digits.get(at..at + 8)?, 16).ok()?.to_ne_bytes());
+    match digits.len() {
+        8 => Some(IpAddr::from(word(0)?)),
+        32 => {
+            let bytes: [u8; 16] = [word(0)?, word(8)?, word(16)?, word(24)?].concat().try_into().ok()?;
+            Some(IpAddr::from(bytes).to_canonical())
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -157,8 +173,11 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let found = listening(&fs::read_to_string("/proc/self/net/tcp").unwrap()).find(|there| there.port == port);
         let found = found.expect("it is listed");
-        assert!(anyone_listens(port));
-        assert!(found.loopback && sockets_of(std::process::id()).contains(&found.inode));
+        assert_eq!(listening_on(port).len(), 1);
+        assert_eq!((found.address, found.user), ("127.0.0.1".parse().unwrap(), rustix::process::geteuid().as_raw()));
+        assert_eq!(group_of_socket(found.inode), Some(rustix::process::getegid().as_raw()));
+        assert_eq!(group_of_socket(u64::MAX), None);
+        assert!(sockets_of(std::process::id()).contains(&found.inode));
         assert!(of_process(std::process::id()).unwrap().loopback.is_some_and(|lowest| lowest <= port));
         assert_eq!(of_process(u32::MAX).unwrap(), Ports::default());
     }
@@ -171,8 +190,11 @@ mod tests {
    2: 00000000000000000000000000000000:0050 00000000000000000000000000000000:0000 0A 00000000:00000000 00:0 0 0 0 7 1 0
    3: 00000000000000000000000001000000:0051 00000000000000000000000000000000:0000 0A 00000000:00000000 00:0 0 0 0 8 1 0
    4: cut";
-        let at = |port, loopback, inode| Listening { port, loopback, inode };
-        assert_eq!(listening(table).collect::<Vec<_>>(), [at(8080, true, 31337), at(80, false, 7), at(81, true, 8)]);
+        let at = |address: &str, port, user, inode| Listening { address: address.parse().unwrap(), port, user, inode };
+        assert_eq!(
+            listening(table).collect::<Vec<_>>(),
+            [at("127.0.0.1", 8080, 1000, 31337), at("::", 80, 0, 7), at("::1", 81, 0, 8)]
+        );
         assert_eq!(parent_in("17 (a (b) c) S 3 17 17 0"), Some(3));
         assert_eq!(parent_in("17"), None);
     }

@@ -4,14 +4,22 @@ use crate::{
     e2e::{Client, Upstream as HttpUpstream, soon},
     peer::{Peer, Upstream, get},
     pillion::{Pillion, Setup},
+    tcp_names::tls_of,
 };
 use http::Version;
-use std::time::Duration;
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     time::Instant,
 };
+use tokio_rustls::TlsConnector;
 
 /// For so many seconds what may still become HTTP is waited for: long, so that a busy machine is not taken for a silent client.
 const UNSURE: u64 = 5;
@@ -105,6 +113,56 @@ async fn a_server_may_speak_first_and_the_next_time_nobody_waits() {
         soon("the end", client.read_to_end(&mut rest)).await.unwrap();
     }
     pillion.until_metric("pillion_tcp_closed_total", &["user-service", "done"], 5.0).await;
+}
+
+/// A server within TLS that greets, and then echoes; the file with its authority, and what connects to it by itself.
+async fn greeter_within_tls(dir: &Path) -> (SocketAddr, PathBuf, TlsConnector) {
+    let made = rcgen::generate_simple_self_signed(["mail.example".to_owned()]).unwrap();
+    let authority = dir.join("ca.pem");
+    fs::write(&authority, made.cert.pem()).unwrap();
+    let (acceptor, connector) = tls_of(made);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                // Who goes away meanwhile is none of its business.
+                let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                if stream.write_all(b"220 ready\r\n").await.is_ok() {
+                    let (mut from, mut to) = tokio::io::split(stream);
+                    let _ = tokio::io::copy(&mut from, &mut to).await;
+                }
+            });
+        }
+    });
+    (address, authority, connector)
+}
+
+#[tokio::test]
+async fn a_server_may_speak_first_within_the_tls_that_pillion_speaks_to_it() {
+    let dir = TempDir::new().unwrap();
+    let (address, authority, connector) = greeter_within_tls(dir.path()).await;
+    let service = format!("mail: {{ tls: {{ ca: '{}', server_name: mail.example }} }}", authority.display());
+    let setup = Setup::default().instances("mail", [quoted(address)]).service(&service);
+    let pillion = setup.listener("auto", "protocol: auto, service: mail").start().await;
+    for round in 0..5 {
+        let mut client = open(&pillion).await;
+        let mut greeting = [0; 11];
+        soon("a greeting", client.read_exact(&mut greeting)).await.unwrap();
+        assert_eq!(&greeting, b"220 ready\r\n", "{round}");
+        client.write_all(b"QUIT\r\n").await.unwrap();
+        let mut echo = [0; 6];
+        soon("an echo", client.read_exact(&mut echo)).await.unwrap();
+        assert_eq!(&echo, b"QUIT\r\n");
+
+        // Another client of the same service may speak TLS itself, which is not put into TLS once more.
+        let connecting = connector.connect("mail.example".try_into().unwrap(), open(&pillion).await);
+        let mut client = soon("a handshake with the server itself", connecting).await.unwrap();
+        soon("a greeting", client.read_exact(&mut greeting)).await.unwrap();
+        assert_eq!(&greeting, b"220 ready\r\n", "{round}");
+    }
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
@@ -12,6 +12,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
     net::{TcpListener, TcpStream, UdpSocket},
+    sync::watch,
     task::JoinSet,
     time::timeout,
 };
@@ -37,7 +38,7 @@ pub struct DnsRelay {
 #[derive(Default)]
 struct Counts {
     questions: AtomicUsize,
-    labels: Mutex<Vec<String>>,
+    labels: watch::Sender<Vec<String>>,
     connections: AtomicUsize,
     silent: AtomicBool,
     without_tcp: AtomicBool,
@@ -54,7 +55,7 @@ impl DnsRelay {
             loop {
                 let (length, from) = udp.recv_from(&mut bytes).await.unwrap();
                 let asked = Asked { bytes: bytes[..length].to_vec(), from, over_tcp: false };
-                seen.labels.lock().unwrap().push(asked.label());
+                seen.labels.send_modify(|labels| labels.push(asked.label()));
                 seen.questions.fetch_add(1, Relaxed);
                 if !seen.silent.load(Relaxed) {
                     tokio::spawn(pass_on(udp.clone(), bytes[..length].to_vec(), from, server_port));
@@ -88,7 +89,7 @@ impl DnsRelay {
 
     /// The first label of the name that each of them asked for.
     pub fn labels(&self) -> Vec<String> {
-        self.counts.labels.lock().unwrap().clone()
+        self.counts.labels.borrow().clone()
     }
 
     /// TCP connections since the start.

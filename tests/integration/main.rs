@@ -87,6 +87,8 @@ mod real_frameworks;
 #[cfg(feature = "real-servers")]
 mod real_grpc;
 #[cfg(feature = "real-servers")]
+mod real_kept_sources;
+#[cfg(feature = "real-servers")]
 mod real_kubernetes;
 #[cfg(feature = "real-servers")]
 mod real_load;
@@ -102,6 +104,8 @@ mod real_politeness;
 mod real_protocols;
 #[cfg(feature = "real-servers")]
 mod real_proxy;
+#[cfg(feature = "real-servers")]
+mod real_redirected_failures;
 #[cfg(feature = "real-servers")]
 mod real_redis;
 #[cfg(feature = "real-servers")]

@@ -145,7 +145,12 @@ async fn connections_anywhere_end_at_pillion_which_learns_where_they_were_to_go(
         listeners.iter().for_each(|address| greet(&scene.machine, "pillion", address));
         greet(&scene.world, "world", "[::]:80");
         let told = scene.up("--pillion-user 65532").await;
-        assert!(told.starts_with("outbound, to port 15001:\n  all users (0 connections so far)\noutbound, "), "{told}");
+        assert!(
+            told.starts_with(
+                "outbound, to port 15001:\n  all users (0 connections so far)\n  who listens there is user 0"
+            ),
+            "{told}"
+        );
         let addresses = ["10.77.1.2:80", "192.0.2.7:1", "198.51.100.1:65535", "[fd77:1::2]:80", "[2001:db8:1::9]:443"];
         for address in addresses {
             for caller in [APP, ROOT, MARKED] {
@@ -434,4 +439,38 @@ async fn without_the_right_or_the_program_it_is_told_what_to_do() {
         assert!(err.contains("`nft` is not installed") && err.contains("apt-get install nftables"), "{err}");
     }
     assert_eq!(scene.nft(&["list", "ruleset"]).await, "");
+}
+
+#[tokio::test]
+async fn a_port_where_pillion_cannot_take_them_is_told() {
+    let scene = Scene::new();
+    greet(&scene.world, "world", "[::]:80");
+    let told = scene.up("--pillion-user 65532").await;
+    assert!(told.contains("  nobody listens there: until pillion does"), "{told}");
+    // For one family, and as another user than the rules say.
+    greet(&scene.machine, "pillion", "127.0.0.1:15001");
+    let told = scene.show().await;
+    assert!(told.contains("  nobody listens there for IPv6, and its connections are refused; expected"), "{told}");
+    assert!(told.contains("  who listens there is user 0, group 0, whose connections are redirected, too"), "{told}");
+    assert_eq!(scene.called(APP, "10.77.1.2:80").await, "pillion 10.77.1.2:80");
+    assert!(scene.called(APP, "[fd77:1::2]:80").await.contains("refused"), "as was told");
+    greet(&scene.machine, "pillion", "[::1]:15001");
+    for own in ["--pillion-user root", "--pillion-group root", "--pillion-mark 7"] {
+        let told = scene.up(own).await;
+        assert!(!told.contains("nobody listens") && !told.contains("who listens"), "{own}: {told}");
+    }
+    // Inbound ones arrive at an address of the machine, and nothing else is redirected.
+    greet(&scene.machine, "pillion", "127.0.0.1:15006");
+    let told = scene.up("--no-outbound --inbound-ports 8080").await;
+    assert!(told.starts_with("outbound, straight:\n  all\ninbound, to port 15006:\n  to ports: 8080 (0 con"), "{told}");
+    for family in ["IPv4", "IPv6"] {
+        assert!(told.contains(&format!("  nobody listens there for {family}, and")), "{told}");
+    }
+    assert!(!told.contains("who listens"), "{told}");
+    assert!(scene.called_from_outside("10.77.1.1:8080").await.contains("refused"), "as was told");
+    assert_eq!(scene.called(APP, "10.77.1.2:80").await, "world 10.77.1.2:80");
+    greet(&scene.machine, "pillion", "10.77.1.1:15006");
+    assert_eq!(scene.called_from_outside("10.77.1.1:8080").await, "pillion 10.77.1.1:8080");
+    let told = scene.show().await;
+    assert!(!told.contains("for IPv4") && told.contains("for IPv6"), "{told}");
 }

@@ -153,7 +153,7 @@ async fn memory_follows_what_the_app_calls_and_not_the_size_of_the_mesh() {
 async fn idle_connections_take_little_memory() {
     // Of pillion's descriptors each takes two; `ulimit -Hn` may allow fewer than the ten thousand.
     let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit.clone() }).unwrap();
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
     let allowed = limit.maximum.unwrap_or(u64::MAX);
     let many = usize::try_from((allowed - 1000) / 2).unwrap().min(10_000);
     let release = tokio::task::spawn_blocking(release).await.unwrap();

@@ -15,7 +15,11 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// A TLS server of this name, and a client's settings that trust it.
 pub fn tls(name: &str) -> (TlsAcceptor, TlsConnector) {
-    let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+    tls_of(rcgen::generate_simple_self_signed([name.to_owned()]).unwrap())
+}
+
+/// With a certificate that is its own authority.
+pub fn tls_of(made: rcgen::CertifiedKey<rcgen::KeyPair>) -> (TlsAcceptor, TlsConnector) {
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
     let server = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()

@@ -1,6 +1,9 @@
 //! What is in force, as the kernel tells it.
 
-use super::rules::{INBOUND, OUTBOUND, TABLE};
+use super::{
+    listeners::{Own, There},
+    rules::{INBOUND, OUTBOUND, TABLE},
+};
 use anyhow::anyhow;
 use serde::Serialize;
 use serde_json::Value;
@@ -11,6 +14,9 @@ use std::fmt::Write;
 pub struct InForce {
     outbound: Option<Direction>,
     inbound: Option<Direction>,
+    /// The ports of applications here whose answers go back to pillion, which asks as its clients.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub kept_sources: Vec<String>,
 }
 
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
@@ -19,6 +25,9 @@ struct Direction {
     port: u16,
     /// Whether anybody listens there.
     listening: bool,
+    /// Why it does not work, or not for all, as far as that can be seen.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    troubles: Vec<String>,
     redirected: Vec<Rule>,
     straight: Vec<Rule>,
 }
@@ -35,7 +44,7 @@ struct Rule {
 
 impl InForce {
     /// From what `nft -j list table` prints.
-    pub fn read(table: &Value, listens: &dyn Fn(u16) -> bool) -> anyhow::Result<Self> {
+    pub fn read(table: &Value, there: &dyn Fn(u16) -> There) -> anyhow::Result<Self> {
         let objects = table["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
         let mut found = Self::default();
         for chain in objects.iter().map(|object| &object["chain"]).filter(|chain| !chain.is_null()) {
@@ -54,11 +63,16 @@ impl InForce {
             };
             direction.and_then(|direction| direction.add(rule)).ok_or_else(strange)?;
         }
-        for direction in [&mut found.outbound, &mut found.inbound].into_iter().flatten() {
+        for (is_inbound, direction) in [(false, &mut found.outbound), (true, &mut found.inbound)] {
+            let Some(direction) = direction else { continue };
             if direction.port == 0 {
                 return Err(strange());
             }
-            direction.listening = listens(direction.port);
+            let there = there(direction.port);
+            direction.listening = !there.listeners.is_empty();
+            // What comes from this machine is no inbound connection, so those of pillion are none.
+            let own = (!is_inbound).then(|| direction.own());
+            direction.troubles = there.troubles(is_inbound, own.as_ref());
         }
         Ok(found)
     }
@@ -75,6 +89,10 @@ impl InForce {
                     let _ = writeln!(out, "{name}, straight:\n  all");
                 }
             }
+        }
+        if !self.kept_sources.is_empty() {
+            let ports = self.kept_sources.join(", ");
+            let _ = writeln!(out, "answers to clients' addresses, back to pillion:\n  from ports: {ports}");
         }
         out
     }
@@ -101,14 +119,27 @@ impl Direction {
         Some(())
     }
 
+    /// Whose connections go straight because they are pillion's.
+    fn own(&self) -> Own {
+        let ids = |what: &str| {
+            let rules = self.straight.iter().filter(|rule| rule.what == what);
+            rules.flat_map(|rule| &rule.values).filter_map(|id| id.parse().ok()).collect()
+        };
+        Own {
+            users: ids("pillion's own, users"),
+            groups: ids("pillion's own, groups"),
+            has_mark: self.straight.iter().any(|rule| rule.what.starts_with("pillion's own, mark")),
+        }
+    }
+
     fn words(&self, name: &str, out: &mut String) {
         let _ = writeln!(out, "{name}, to port {}:", self.port);
         for rule in &self.redirected {
             let count = rule.connections.unwrap_or_default();
             let _ = writeln!(out, "  {} ({count} connections so far)", rule.words());
         }
-        if !self.listening {
-            let _ = writeln!(out, "  nobody listens there: until pillion does, these connections are refused");
+        for trouble in &self.troubles {
+            let _ = writeln!(out, "  {trouble}");
         }
         let _ = writeln!(out, "{name}, straight:");
         for rule in &self.straight {

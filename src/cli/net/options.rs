@@ -25,6 +25,12 @@ pub struct Options {
     /// The mark that pillion's sockets have. They go straight.
     #[arg(long, value_name = "MARK", value_parser = mark)]
     pillion_mark: Option<u32>,
+    /// Redirect no outbound connections: only what --inbound-ports and --keep-source say.
+    #[arg(
+        long,
+        conflicts_with_all = ["outbound_port", "users", "groups", "exclude_users", "exclude_groups", "exclude_ports", "exclude_cidrs"]
+    )]
+    no_outbound: bool,
     /// Where pillion takes outbound connections.
     #[arg(long, value_name = "PORT", value_parser = port, default_value_t = 15001)]
     outbound_port: u16,
@@ -56,6 +62,10 @@ pub struct Options {
     /// Where pillion takes inbound connections.
     #[arg(long, value_name = "PORT", value_parser = port, default_value_t = 15006, requires = "inbound_ports")]
     inbound_port: u16,
+    /// What applications answer from these ports of 127.0.0.1 and ::1 goes back to pillion, although it has connected to them from its
+    /// clients' addresses (a listener with `app.source: client`). Needs `ip`.
+    #[arg(long, value_name = "PORTS", value_delimiter = ',')]
+    keep_source: Vec<Ports>,
 }
 
 /// Which inbound connections.
@@ -77,10 +87,18 @@ impl Options {
     /// The rules, or what contradicts itself.
     pub fn rules(self) -> Result<Rules, Vec<String>> {
         let mut mistakes = Vec::new();
-        if self.pillion_user.is_empty() && self.pillion_group.is_empty() && self.pillion_mark.is_none() {
+        if self.no_outbound && self.inbound_ports.is_empty() && self.keep_source.is_empty() {
+            mistakes
+                .push("--no-outbound leaves nothing to do; expected --inbound-ports or --keep-source as well".into());
+        }
+        if !self.no_outbound
+            && self.pillion_user.is_empty()
+            && self.pillion_group.is_empty()
+            && self.pillion_mark.is_none()
+        {
             mistakes.push(
                 "it is not known which connections are pillion's own, and those must not come back to it; expected \
-                 --pillion-user with the user that pillion runs as (or --pillion-group, or --pillion-mark)"
+                 --pillion-user with the user that pillion runs as (or --pillion-group, or --pillion-mark), or --no-outbound"
                     .into(),
             );
         }
@@ -98,6 +116,10 @@ impl Options {
         if !mistakes.is_empty() {
             return Err(mistakes);
         }
+        let kept_sources = Ports::merge(self.keep_source);
+        if self.no_outbound {
+            return Ok(Rules { outbound: None, inbound, kept_sources });
+        }
         let outbound = Outbound {
             port: self.outbound_port,
             own: Own { users: once(self.pillion_user), groups: once(self.pillion_group), mark: self.pillion_mark },
@@ -108,19 +130,22 @@ impl Options {
             excluded_ports: Ports::merge([self.exclude_ports, vec![Ports::one(DNS)]].concat()),
             excluded_cidrs: Cidr::merge(self.exclude_cidrs),
         };
-        Ok(Rules { outbound, inbound })
+        Ok(Rules { outbound: Some(outbound), inbound, kept_sources })
     }
 
     fn inbound(&self, mistakes: &mut Vec<String>) -> Option<Inbound> {
         if self.inbound_ports.is_empty() {
             return None;
         }
-        if self.outbound_port == self.inbound_port {
+        if !self.no_outbound && self.outbound_port == self.inbound_port {
             mistakes
                 .push(format!("--outbound-port and --inbound-port are both {}; expected two ports", self.inbound_port));
         }
         // What comes to them is not pillion's to redirect: it would come back to it for ever.
-        let own = [Ports::one(self.outbound_port), Ports::one(self.inbound_port)];
+        let own: Vec<_> = match self.no_outbound {
+            true => vec![Ports::one(self.inbound_port)],
+            false => vec![Ports::one(self.outbound_port), Ports::one(self.inbound_port)],
+        };
         let mut excluded = [&own[..], &self.exclude_inbound_ports].concat();
         let ports = if self.inbound_ports.contains(&Wanted::All) {
             if self.inbound_ports.len() > 1 {

@@ -1,6 +1,9 @@
 //! The rules as `nft` takes them.
 
-use super::values::{Cidr, Ports};
+use super::{
+    answers,
+    values::{Cidr, Ports},
+};
 use std::fmt::{self, Display};
 
 /// The table that is pillion's own, of the family `inet`: IPv4 and IPv6.
@@ -25,8 +28,10 @@ const ANYBODY: &str = "0-4294967294";
 /// What goes through pillion, and what does not.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Rules {
-    pub outbound: Outbound,
+    pub outbound: Option<Outbound>,
     pub inbound: Option<Inbound>,
+    /// Whose answers go back to pillion, which asks as its clients.
+    pub kept_sources: Vec<Ports>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -66,12 +71,25 @@ pub fn removal() -> String {
 impl Display for Rules {
     /// One transaction: the kernel takes over all of it or nothing, and there is no moment without rules.
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        writeln!(f, "{}table inet {TABLE} {{", removal())?;
-        chain(f, OUTBOUND, "output", &self.outbound.rules())?;
-        if let Some(inbound) = &self.inbound {
-            chain(f, INBOUND, "prerouting", &inbound.rules())?;
+        f.write_str(&removal())?;
+        if self.outbound.is_some() || self.inbound.is_some() {
+            writeln!(f, "table inet {TABLE} {{")?;
+            if let Some(outbound) = &self.outbound {
+                chain(f, OUTBOUND, "output", &outbound.rules())?;
+            }
+            if let Some(inbound) = &self.inbound {
+                chain(f, INBOUND, "prerouting", &inbound.rules())?;
+            }
+            writeln!(f, "}}")?;
         }
-        writeln!(f, "}}")
+        if !self.kept_sources.is_empty() {
+            writeln!(
+                f,
+                "# what these applications answer goes back to pillion, which asks as its clients; nft does not make that:"
+            )?;
+            answers::commands(&self.kept_sources).lines().try_for_each(|command| writeln!(f, "# {command}"))?;
+        }
+        Ok(())
     }
 }
 

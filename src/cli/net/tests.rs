@@ -1,6 +1,10 @@
 //! From the command line to the rules, and from the kernel's rules to words.
 
-use super::{listing::InForce, options::Options};
+use super::{
+    listeners::{Listener, There},
+    listing::InForce,
+    options::Options,
+};
 use clap::Parser;
 use serde_json::json;
 
@@ -73,6 +77,35 @@ table inet pillion {
 }
 
 #[test]
+fn without_outbound_ones_only_inbound_connections_are_redirected() {
+    let expected = r#"add table inet pillion
+delete table inet pillion
+table inet pillion {
+	chain inbound {
+		type nat hook prerouting priority -110; policy accept;
+		tcp flags & (fin | syn | rst | ack) != syn return comment "connections that were there before"
+		iifname "lo" return comment "from this machine itself"
+		fib daddr type != local return comment "through this machine to others"
+		tcp dport { 15006 } return comment "to ports:"
+		tcp dport { 8080 } counter redirect to :15006 comment "to ports:"
+	}
+}
+"#;
+    assert_eq!(rules("--no-outbound --inbound-ports 8080").unwrap(), expected);
+    let kept =
+        "# what these applications answer goes back to pillion, which asks as its clients; nft does not make that:
+# ip -4 route add local default dev lo table 4140
+# ip -4 rule add priority 4140 from 127.0.0.0/8 iif lo ipproto tcp sport 8080 lookup 4140
+# ip -6 route add local default dev lo table 4140
+# ip -6 rule add priority 4140 from ::1 iif lo ipproto tcp sport 8080 lookup 4140
+";
+    let both = rules("--no-outbound --inbound-ports 8080 --keep-source 8080").unwrap();
+    assert_eq!(both, expected.to_owned() + kept);
+    let removal = "add table inet pillion\ndelete table inet pillion\n";
+    assert_eq!(rules("--no-outbound --keep-source 8080").unwrap(), removal.to_owned() + kept);
+}
+
+#[test]
 fn all_inbound_ports_are_not_ssh_and_not_pillions() {
     let rules = rules("--pillion-user 7 --inbound-ports all --exclude-inbound-ports 9090").unwrap();
     assert!(
@@ -107,6 +140,10 @@ fn contradictions_are_mistakes() {
         ("--pillion-user 7 --inbound-ports any", "expected ports from 1 to 65535, like 8080 or 8000-8099, or `all`"),
         ("--pillion-user 7 --outbound-port 0", "expected a port from 1 to 65535"),
         ("--pillion-user no-such-user", "'no-such-user' for '--pillion-user <USER>': there is no such user"),
+        ("--no-outbound", "leaves nothing to do; expected --inbound-ports or --keep-source as well"),
+        ("--no-outbound --inbound-ports 80 --users 5", "'--no-outbound' cannot be used with '--users <USER>'"),
+        ("--no-outbound --inbound-ports 80 --outbound-port 5", "cannot be used with"),
+        ("--pillion-user 7 --keep-source web", "expected ports"),
         ("--pillion-mark 0", "expected a number from 1 to 0xffffffff"),
         ("--pillion-user 7 --exclude-ports 80,http", "'http' for '--exclude-ports <PORTS>': expected ports"),
         ("--pillion-user 7 --exclude-cidrs 10.0.0.1/8", "these are the addresses 10.0.0.0/8"),
@@ -130,19 +167,30 @@ fn what_the_kernel_has_is_told_in_words() {
         json!({"table": {"name": "pillion"}}),
         chain("outbound"),
         rule("outbound", "to this machine itself", straight(json!("lo"))),
+        rule("outbound", "pillion's own, users:", straight(json!({"set": [5]}))),
         rule("outbound", "users:", straight(json!({"set": [5, {"range": [7, 9]}]}))),
         rule("outbound", "to addresses:", straight(json!({"prefix": {"addr": "fd00::", "len": 8}}))),
         rule("outbound", "all users", redirected(json!({"range": [0, 9]}), 15001)),
     ];
-    let read = |objects: &[serde_json::Value]| InForce::read(&json!({ "nftables": objects }), &|port| port == 15001);
+    // As somebody else than the rules' owner of port 15001, and for one family.
+    let there = |port| {
+        let listener = Listener { address: "127.0.0.1".parse().unwrap(), user: 5, group: None };
+        There { listeners: if port == 15001 { vec![listener] } else { Vec::new() }, has_ipv6: false }
+    };
+    let read = |objects: &[serde_json::Value]| InForce::read(&json!({ "nftables": objects }), &there);
     let found = read(&outbound).unwrap();
     let expected = "outbound, to port 15001:\n  all users (3 connections so far)\noutbound, straight:\n  to this machine itself\n  \
-                    users: 5, 7-9\n  to addresses: fd00::/8\ninbound, straight:\n  all\n";
+                    pillion's own, users: 5\n  users: 5, 7-9\n  to addresses: fd00::/8\ninbound, straight:\n  all\n";
     assert_eq!(found.words(), expected);
     let json = serde_json::to_value(&found).unwrap();
     assert_eq!(json["outbound"]["redirected"], json!([{"what": "all users", "connections": 3}]));
-    assert_eq!(json["outbound"]["straight"][1], json!({"what": "users", "values": ["5", "7-9"]}));
+    assert_eq!(json["outbound"]["straight"][2], json!({"what": "users", "values": ["5", "7-9"]}));
     assert_eq!((&json["outbound"]["listening"], &json["inbound"]), (&json!(true), &json!(null)));
+
+    let mut other = outbound.clone();
+    other[4] = rule("outbound", "pillion's own, users:", straight(json!({"set": [6]})));
+    let words = read(&other).unwrap().words();
+    assert!(words.contains("\n  who listens there is user 5, whose connections are redirected, too"), "{words}");
 
     let mut both = outbound.clone();
     both.extend([chain("inbound"), rule("inbound", "to ports:", redirected(json!({"set": [80, 90]}), 15006))]);

@@ -21,6 +21,9 @@ pub struct App {
     /// What it speaks. Without it: `http2` for gRPC requests, `http1` for all others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<AppProtocol>,
+    /// From whose address its connections come.
+    #[serde(default)]
+    pub source: AppSource,
     #[serde(default)]
     pub timeouts: Timeouts,
     #[serde(default)]
@@ -47,6 +50,18 @@ pub enum AppProtocol {
     Http2,
     /// Both: each request reaches it by the protocol by which it came, and gRPC by HTTP/2.
     Same,
+}
+
+/// From whose address the local application's connections come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum AppSource {
+    /// pillion's own.
+    #[default]
+    Pillion,
+    /// The client's, or what the PROXY protocol says is that. pillion needs CAP_NET_RAW or CAP_NET_ADMIN for it, and the kernel to be told
+    /// that the answers are for it (`pillion net up --keep-source PORT`).
+    Client,
 }
 
 /// How callers are told apart in the metrics.
@@ -97,6 +112,7 @@ impl App {
         Self {
             address,
             protocol: None,
+            source: AppSource::Pillion,
             timeouts: Timeouts::default(),
             limits: Limits::default(),
             pool: Pool::default(),

@@ -28,7 +28,7 @@ mod transparent;
 mod udp;
 mod upgrade;
 
-pub use app::{App, AppProtocol, Callers, VersionBaggage, VersionBaggageMode};
+pub use app::{App, AppProtocol, AppSource, Callers, VersionBaggage, VersionBaggageMode};
 pub use balance::{Aggression, Balance, Hash, Penalty, Policy, Priority, SlowStart, ZoneAware};
 pub use discovery::{Discovery, Snapshot};
 pub use drain::Drain;

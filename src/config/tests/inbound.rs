@@ -1,7 +1,7 @@
 //! Listeners in front of the local application.
 
 use super::{REGISTRY, errors_of, faults::table, load_text};
-use crate::config::{App, AppProtocol, Callers, Config, Listener, Protocol, Service};
+use crate::config::{App, AppProtocol, AppSource, Callers, Config, Listener, Protocol, Service};
 
 fn listener(app: &str) -> String {
     format!("listeners: [{{ name: in, listen: 0.0.0.0:4143, {app} }}]\n")
@@ -69,6 +69,34 @@ fn what_an_application_has_for_settings_is_no_services_default() {
 }
 
 #[test]
+fn a_clients_address_is_kept_only_towards_a_loopback_address() {
+    for (text, source) in [
+        ("{ address: 80, source: client }", AppSource::Client),
+        ("{ address: '[::1]:80', source: client }", AppSource::Client),
+        ("{ address: 10.0.0.7:80, source: pillion }", AppSource::Pillion),
+        ("{ address: 10.0.0.7:80 }", AppSource::Pillion),
+    ] {
+        assert_eq!(app(text).source, source, "{text}");
+    }
+
+    for (text, error) in [
+        (
+            "{ address: 1.1.1.1:80, source: client }",
+            "with `client`, what the application at 1.1.1.1:80 answers would go to the client, past pillion; expected it at a loopback address, like `127.0.0.1:80`",
+        ),
+        ("{ address: 80, source: server }", "found `server`; expected `pillion` or `client`"),
+    ] {
+        let found = errors_of(&listener(&format!("app: {text}")));
+        assert!(found.iter().any(|found| found.contains(error)), "{text}: {found:?}");
+    }
+    let found = errors_of(&listener("protocol: udp, app: { address: 80, source: client }"));
+    assert!(
+        found.iter().any(|found| found.contains("listeners[0].app.source: `client` is for connections")),
+        "{found:?}"
+    );
+}
+
+#[test]
 fn an_application_that_is_none() {
     let at = "listeners[0].app";
     for (text, error) in [
@@ -129,7 +157,7 @@ fn what_does_not_go_with_an_application() {
                 "7:24: listeners[0].app.callers.header: found `a b`; expected a header's name",
                 "7:36: listeners[0].app.callers.max: found `0`; expected a number from 1 to 10000",
                 "7:45: listeners[0].app.callers.idle: found `0s`; expected at least `1ms`",
-                "8:5: listeners[0].app.retry: unknown key; known here: `address`, `protocol`, `timeouts`, `limits`, `pool`, `health_check`, `callers`, `version_baggage`",
+                "8:5: listeners[0].app.retry: unknown key; known here: `address`, `protocol`, `source`, `timeouts`, `limits`, `pool`, `health_check`, `callers`, `version_baggage`",
             ],
         ),
         (

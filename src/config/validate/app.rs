@@ -1,7 +1,9 @@
 //! What there is to check of a listener's `app`.
 
 use super::{Check, Spot, overlap};
-use crate::config::{App, Config, HealthCheck, Listener, VersionBaggage, VersionBaggageMode, error::shorten};
+use crate::config::{
+    App, AppSource, Config, HealthCheck, Listener, ListenerProtocol, VersionBaggage, VersionBaggageMode, error::shorten,
+};
 
 impl<'t> Check<'_, 't> {
     pub(super) fn app(&mut self, listener: &Spot<'t>, app: &App, config: &Listener) {
@@ -19,6 +21,19 @@ impl<'t> Check<'_, 't> {
         if app.address.port() == 0 || app.address.ip().is_unspecified() {
             let message = format!("found `{}`; expected an address to connect to, like `127.0.0.1:8080`", app.address);
             self.fail(&address(&spot), message);
+        }
+        if app.source == AppSource::Client {
+            if config.protocol == ListenerProtocol::Udp {
+                self.fail(&spot.key("source"), "`client` is for connections; expected `pillion` with `protocol: udp`");
+            } else if !app.address.ip().is_loopback() {
+                let message = format!(
+                    "with `client`, what the application at {} answers would go to the client, past pillion; expected it at a \
+                     loopback address, like `127.0.0.1:{}`",
+                    app.address,
+                    app.address.port()
+                );
+                self.fail(&spot.key("source"), message);
+            }
         }
         self.timeouts(&spot.key("timeouts"), &app.timeouts);
         self.limits(&spot.key("limits"), &app.limits, app.timeouts.request);

@@ -242,7 +242,7 @@ impl Passing {
         for address in others.into_iter().take(MOST_ADDRESSES) {
             let instance = Instance::new(address.to_string(), Address::Ip(address));
             let endpoint = Arc::new(Endpoint { instance, live: Arc::new(Live::new(None)) });
-            match try_one(&endpoint, Choice::Available, &settings, &[], true, record).await {
+            match try_one(&endpoint, Choice::Available, &settings, &[], true, None, record).await {
                 Ok(server) => {
                     place.has(&server);
                     return Ok(Met { server, place, cluster: cluster.clone(), endpoint });
