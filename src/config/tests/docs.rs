@@ -47,6 +47,10 @@ fn config_keys(block: &str) -> Option<Vec<String>> {
     let schema = schema();
     let known = schema["properties"].as_object().unwrap();
     let found: serde_json::Value = read("block", block.as_bytes()).ok()?;
+    // What lists instances has a key of the same name.
+    if found["services"].as_object().is_some_and(|services| services.values().any(serde_json::Value::is_array)) {
+        return None;
+    }
     let keys: Vec<_> = found.as_object()?.keys().cloned().collect();
     keys.iter().all(|key| known.contains_key(key)).then_some(keys)
 }
