@@ -19,9 +19,13 @@ struct Scene {
 impl Scene {
     async fn start(listeners: &[(&str, &str)]) -> Self {
         let ((stable, canary), orders) = (versions().await, Answering::ok().await);
+        let is_redirected = |settings: &str| settings.contains("transparent") && !settings.contains("inbound");
+        let addresses = match listeners.iter().any(|(_, settings)| is_redirected(settings)) {
+            true => ", addresses: ['10.96.0.20:5432']",
+            false => "",
+        };
         let users = format!(
-            "user-service: {{ {SUBSETS}, routes: [{{ to: canary }}], balance: {{ policy: round-robin }}, \
-             addresses: ['10.96.0.20:5432'] }}"
+            "user-service: {{ {SUBSETS}, routes: [{{ to: canary }}], balance: {{ policy: round-robin }}{addresses} }}"
         );
         let setup = Setup::users([labelled(stable.address, "v1"), labelled(canary.address, "v2")])
             .instances("orders", [orders.address])
