@@ -167,10 +167,13 @@ impl Explaining<'_> {
     async fn at_listener(&self, rule: &route::Rule) -> Way {
         let mut services = Vec::new();
         let arrival = match route::service(&self.question.request, rule) {
-            Ok(service) => match self.admin.discovery.of_host(service).await {
-                Ok(cluster) => self.on(&cluster.name, self.question.request.clone(), 0, &mut services).await,
-                Err(error) => Err(error),
-            },
+            Ok(service) if route::is_host(&self.question.request, rule) => {
+                match self.admin.discovery.of_host(service).await {
+                    Ok(cluster) => self.on(&cluster.name, self.question.request.clone(), 0, &mut services).await,
+                    Err(error) => Err(error),
+                }
+            }
+            Ok(service) => self.on(service, self.question.request.clone(), 0, &mut services).await,
             Err(error) => Err(error),
         };
         arrival.unwrap_or_else(Arrival::refused).after(services)

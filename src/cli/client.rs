@@ -18,6 +18,9 @@ use tokio::{net::TcpStream, time::timeout};
 /// For the whole exchange: pillion answers from memory, and asks registries for at most three seconds.
 const LIMIT: Duration = Duration::from_secs(5);
 
+/// For a command, which pillion may have to write where others write as well.
+const LIMIT_OF_COMMANDS: Duration = Duration::from_secs(20);
+
 /// No answer of a real pillion comes near; something else at that port could send for ever.
 const MAX_ANSWER: usize = 256 << 20;
 
@@ -66,9 +69,10 @@ impl Target {
 
     async fn ask(&self, method: Method, path: &str) -> anyhow::Result<Answer> {
         let admin = self.admin.clone();
-        match timeout(LIMIT, ask(&admin, method, path)).await {
+        let limit = if method == Method::GET { LIMIT } else { LIMIT_OF_COMMANDS };
+        match timeout(limit, ask(&admin, method, path)).await {
             Ok(answer) => answer.map(|(status, body)| Answer { admin, status, body }),
-            Err(_) => Err(unreachable(&admin, &format!("no answer within {} s", LIMIT.as_secs()))),
+            Err(_) => Err(unreachable(&admin, &format!("no answer within {} s", limit.as_secs()))),
         }
     }
 }

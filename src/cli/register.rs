@@ -254,12 +254,10 @@ impl Application {
         for name in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"] {
             command.env_remove(name);
         }
-        let process =
-            command.args(arguments).kill_on_drop(true).spawn().with_context(|| format!("cannot run `{program}`"))?;
+        command.args(arguments).kill_on_drop(true);
+        let process = descriptors::with_the_limit_found(|| command.spawn());
+        let process = process.with_context(|| format!("cannot run `{program}`"))?;
         let id = process.id().context("it has ended at once")?;
-        if let Some(id) = i32::try_from(id).ok().and_then(Pid::from_raw) {
-            descriptors::lower_again(id);
-        }
         tracing::info!(id, program, "the application was started");
         Ok(Self { process, id })
     }

@@ -39,6 +39,11 @@ use tokio::{
 
 type Map = HashMap<Arc<str>, Arc<Cluster>, foldhash::fast::FixedState>;
 
+/// Whether a name means something else than in lower case.
+pub fn has_capitals(name: &str) -> bool {
+    name.bytes().any(|byte| byte.is_ascii_uppercase())
+}
+
 /// Every followed service.
 #[derive(Debug, Default)]
 pub struct Table {
@@ -51,12 +56,28 @@ impl Table {
         self.clusters.load().get(service).cloned()
     }
 
-    /// The followed service that a host names: the one that is written just so, or the one in lower case, if it is that which
-    /// exists. Hosts are the same in any case, and services' names are not.
+    /// The service that a host names, as far as that is settled: hosts are the same in any case, and services' names are not.
+    /// It is the one that is written just so, and the one in lower case where it is known that there is none written so.
     pub fn of_host(&self, host: &str) -> Option<Arc<Cluster>> {
+        let written_so = self.get(host)?;
+        if !has_capitals(host) {
+            return Some(written_so);
+        }
+        let state = written_so.load().state;
+        match state {
+            State::Known => Some(written_so),
+            State::Unknown => {
+                self.get(&host.to_ascii_lowercase()).filter(|cluster| cluster.load().state == State::Known)
+            }
+            State::Pending => None,
+        }
+    }
+
+    /// The followed service that a host may name, of one that no registry is to be asked about.
+    pub fn followed_as(&self, host: &str) -> Option<Arc<Cluster>> {
         let written_so = self.get(host);
         let is_settled = || written_so.as_ref().is_some_and(|cluster| cluster.load().state == State::Known);
-        if !host.bytes().any(|byte| byte.is_ascii_uppercase()) || is_settled() {
+        if !has_capitals(host) || is_settled() {
             return written_so;
         }
         let lower = self.get(&host.to_ascii_lowercase());

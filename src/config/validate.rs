@@ -48,8 +48,10 @@ pub(super) fn check(config: &Config, root: &Node, faults: &mut Faults) {
     let registries = check.registries.clone();
     // Traffic for the local application alone needs none.
     let listeners = spot.key("listeners");
-    let has_app = |index| listeners.live_item(index).key("app").node.is_some();
-    let only_inbound = !config.listeners.is_empty() && (0..config.listeners.len()).all(has_app);
+    let is_inbound = |(index, listener): (usize, &super::Listener)| {
+        listener.is_inbound() || listeners.live_item(index).key("app").node.is_some()
+    };
+    let only_inbound = !config.listeners.is_empty() && config.listeners.iter().enumerate().all(is_inbound);
     if registries.node.is_none_or(|node| node.entries().is_empty()) && !only_inbound {
         check.fail(&registries, "there is none; expected at least one registry, or `--registry`");
     }

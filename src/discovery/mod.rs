@@ -28,7 +28,10 @@ pub use scope::Scope;
 pub use status::{Held, SnapshotStatus, SourceState, SourceStatus, Status};
 
 use crate::{
-    cluster::{Cluster, Table, outlier, table::State},
+    cluster::{
+        Cluster, Table, outlier,
+        table::{State, has_capitals},
+    },
     config::Config,
     error::{ProxyError, Reason},
     registry::Registry,
@@ -116,15 +119,25 @@ impl Handle {
     /// The cluster of the service that a host names ([`Table::of_host`]), which is perhaps not followed yet. What has capitals
     /// may have to wait until it is known whether there is a service with these.
     pub async fn of_host(&self, host: &str) -> Result<Arc<Cluster>, ProxyError> {
-        if let Some(known) = self.table.of_host(host).filter(|cluster| cluster.load().state == State::Known) {
-            return Ok(known);
+        if let Some(settled) = self.table.of_host(host) {
+            return Ok(settled);
         }
-        let written_so = self.follow(host).await?;
-        let lower = host.to_ascii_lowercase();
-        if lower == host || written_so.first_answer(self.first_answer()).await.state != State::Unknown {
+        let cluster = async |name: &str| match self.table.get(name) {
+            Some(cluster) => Ok(cluster),
+            None => self.follow(name).await,
+        };
+        let written_so = cluster(host).await?;
+        if !has_capitals(host) {
             return Ok(written_so);
         }
-        self.follow(&lower).await
+        let state = written_so.first_answer(self.first_answer()).await.state;
+        if state == State::Known {
+            return Ok(written_so);
+        }
+        let lower = cluster(&host.to_ascii_lowercase()).await?;
+        // While no registry answers, what is known from disk is better than nothing.
+        let takes_lower = state == State::Unknown || lower.load().state == State::Known;
+        Ok(if takes_lower { lower } else { written_so })
     }
 
     /// Where the endpoints of a followed service come from; nothing for one that is not followed.

@@ -1,6 +1,6 @@
 //! How many descriptors this process may have: a connection that is carried takes two.
 
-use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::sync::OnceLock;
 
 /// As it was when the program started.
@@ -19,10 +19,15 @@ pub fn raise() {
     }
 }
 
-/// Gives a child the limit back with which this process was started: it may be one that uses `select`.
-pub fn lower_again(child: Pid) {
+/// Starts a child with the limit with which this process was started: it may be one that uses `select`.
+pub fn with_the_limit_found<T>(start: impl FnOnce() -> T) -> T {
     if let Some(found) = FOUND.get() {
-        // It may have ended just now.
-        let _ = prlimit(Some(child), Resource::Nofile, *found);
+        // It is not above the present one, so nothing forbids it.
+        let _ = setrlimit(Resource::Nofile, *found);
     }
+    let started = start();
+    if FOUND.get().is_some() {
+        raise();
+    }
+    started
 }

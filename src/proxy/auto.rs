@@ -17,7 +17,15 @@ use crate::{
 };
 use bytes::BytesMut;
 use std::{
-    cell::RefCell, collections::HashMap, future::poll_fn, io, net::SocketAddr, pin::Pin, rc::Rc, sync::Arc, task::Poll,
+    cell::RefCell,
+    collections::HashMap,
+    future::{pending, poll_fn},
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::Poll,
     time::Duration,
 };
 use tokio::{
@@ -129,7 +137,7 @@ impl Newcomer<'_> {
                 None => match self.proxy.speakers.recall(place) {
                     Some(First::Server) => return Ok((Protocol::Other, None)),
                     // Nobody waits for long; but another client may speak TLS itself, and that is seen from what it says.
-                    Some(First::ServerWithin) => Some(Duration::ZERO),
+                    Some(First::ServerWithin) => Some(PATIENCE),
                     // It was so once; now it may be another who calls there.
                     Some(First::Client) => Some(LONGER),
                     None => Some(PATIENCE),
@@ -228,6 +236,15 @@ impl Newcomer<'_> {
             // From here on it is looked after like all that are carried by bytes.
             () = sleep(idle) => None,
         };
+        // One that ends what pillion encrypts may have missed something in the handshake that a request's would have had (ALPN).
+        if heard == Some(false) && met.is_tls() {
+            tokio::select! {
+                biased;
+                _ = &mut speaks => return Ok(Raced::Client(None)),
+                () = &mut closed => return Err(closing()),
+                () = sleep(self.settings.limits.detect_timeout) => {}
+            }
+        }
         Ok(match heard {
             None => Raced::Client(Some(met)),
             Some(spoke) => Raced::Server { met, spoke },
@@ -281,15 +298,33 @@ async fn hear(stream: &TcpStream) -> bool {
 /// The same of a server. What is within TLS counts, and not what TLS says of itself.
 async fn hear_server(server: &mut Stream) -> bool {
     match server {
-        Stream::Tcp(server) => hear(server).await,
+        Stream::Tcp(server) => {
+            let mut start = [0; SETTINGS];
+            match server.peek(&mut start).await {
+                Ok(read) if is_settings(&start[..read]) => pending().await,
+                Ok(read) => read > 0,
+                // It is seen by whoever reads next.
+                Err(_) => false,
+            }
+        }
         Stream::Tls(server) => {
             poll_fn(|cx| match Pin::new(&mut **server).poll_fill_buf(cx) {
+                Poll::Ready(Ok(heard)) if is_settings(heard) => Poll::Pending,
                 Poll::Ready(heard) => Poll::Ready(heard.is_ok_and(|heard| !heard.is_empty())),
                 Poll::Pending => Poll::Pending,
             })
             .await
         }
     }
+}
+
+/// The head of an HTTP/2 frame.
+const SETTINGS: usize = 9;
+
+/// Whether it is how HTTP/2 servers greet, many of them before the client has said a word: that says nothing of who speaks first.
+fn is_settings(start: &[u8]) -> bool {
+    // Length, type, flags, stream.
+    start.len() >= SETTINGS && start[3..SETTINGS] == [4, 0, 0, 0, 0, 0]
 }
 
 /// Whether a request is meant for a proxy: its target is a whole URL, or what a tunnel is to lead to. Its line is whole.

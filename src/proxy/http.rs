@@ -21,7 +21,12 @@ use super::{
     waiting::Waiting,
 };
 use crate::{
-    cluster::{Cluster, Snapshot, balance::Ask, subset::Settled, table::State},
+    cluster::{
+        Cluster, Snapshot,
+        balance::Ask,
+        subset::Settled,
+        table::{State, has_capitals},
+    },
     discovery,
     error::{ProxyError, Reason},
     route,
@@ -232,7 +237,7 @@ async fn find_cluster(
     let settings = down.listener.settings();
     match &settings.way {
         Way::Outbound { rule, .. } => match &down.origin.called {
-            None => cluster_of_host(route::service(request, rule)?, down.proxy).await,
+            None => cluster_asked_for(route::service(request, rule)?, request, rule, down.proxy).await,
             Some(called) => Box::pin(called.cluster(request, rule, down.proxy, &down.listener.telemetry)).await,
         },
         Way::Inbound { app, callers, .. } => {
@@ -250,12 +255,20 @@ pub async fn cluster_of(service: &str, proxy: &Proxy) -> Result<Arc<Cluster>, Pr
     }
 }
 
-/// The same for a name that a client gives as a host, which means the same in any case.
-pub async fn cluster_of_host(host: &str, proxy: &Proxy) -> Result<Arc<Cluster>, ProxyError> {
-    if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
-        return Box::pin(proxy.discovery.of_host(host)).await;
+/// The cluster of the service whose name a request gave: as a host it means the same in any case.
+pub async fn cluster_asked_for<B>(
+    service: &str,
+    request: &Request<B>,
+    rule: &route::Rule,
+    proxy: &Proxy,
+) -> Result<Arc<Cluster>, ProxyError> {
+    if has_capitals(service) && route::is_host(request, rule) {
+        return match proxy.discovery.table().of_host(service) {
+            Some(cluster) => Ok(cluster),
+            None => Box::pin(proxy.discovery.of_host(service)).await,
+        };
     }
-    cluster_of(host, proxy).await
+    cluster_of(service, proxy).await
 }
 
 /// Lets the request in as [`admit`] does; where that fails, gives what the caller gets.

@@ -28,6 +28,7 @@ use crate::{
 use bytes::Bytes;
 use http::{HeaderValue, Method, Response, Version, request};
 use std::{
+    io,
     net::IpAddr,
     sync::{
         Arc,
@@ -342,18 +343,22 @@ pub(super) fn says_something(reason: Reason) -> bool {
 
 pub(super) fn connect_error(endpoint: &Endpoint, error: &ConnectError) -> ProxyError {
     match error {
-        // That the application does not listen is no matter of who asks.
-        ConnectError::As(_, cause) if cause.kind() == std::io::ErrorKind::ConnectionRefused => {}
-        ConnectError::As(..) | ConnectError::NoAnswer(..) => warn_of_source(endpoint, error),
+        // That the application does not listen, or that this client cannot be kept, says nothing of other clients.
+        ConnectError::As(_, cause)
+            if matches!(cause.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::InvalidInput) => {}
+        ConnectError::As(..) => warn_of_source(&NOT_ALLOWED, endpoint, error),
+        ConnectError::NoAnswer(..) => warn_of_source(&NO_WAY_BACK, endpoint, error),
         _ => {}
     }
     ProxyError::new(error.reason(), format!("{}: {error}", endpoint.instance.address))
 }
 
-/// Once is enough: as a rule it is so of all clients.
-fn warn_of_source(endpoint: &Endpoint, error: &ConnectError) {
-    static WARNED: AtomicBool = AtomicBool::new(false);
-    if !WARNED.swap(true, Relaxed) {
+/// Whether it was told of each. Once is enough: as a rule it is so of all clients.
+static NOT_ALLOWED: AtomicBool = AtomicBool::new(false);
+static NO_WAY_BACK: AtomicBool = AtomicBool::new(false);
+
+fn warn_of_source(warned: &AtomicBool, endpoint: &Endpoint, error: &ConnectError) {
+    if !warned.swap(true, Relaxed) {
         let app = &endpoint.instance.address;
         tracing::warn!(%app, %error, "with `source: client`, an application could not be connected to as its client");
     }

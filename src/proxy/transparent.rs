@@ -2,7 +2,7 @@
 
 use super::{
     first_bytes,
-    http::{Proxy, cluster_of, cluster_of_host},
+    http::{Proxy, cluster_of},
     listener::{Listener, Settings as ListenerSettings},
     tcp::Heading,
 };
@@ -217,10 +217,11 @@ impl Called {
 
 /// The service of this name, if a registry knows one, and says so soon.
 async fn find(named: route::Named<'_>, proxy: &Proxy) -> Option<Arc<Cluster>> {
-    let cluster = match proxy.discovery.table().of_host(named.service) {
-        Some(cluster) => cluster,
-        None if named.may_be_stranger => return None,
-        None => timeout(PATIENCE, cluster_of_host(named.service, proxy)).await.ok()?.ok()?,
+    let name = named.service;
+    let cluster = match named.may_be_stranger {
+        true => proxy.discovery.table().followed_as(name)?,
+        false if named.is_host => timeout(PATIENCE, proxy.discovery.of_host(name)).await.ok()?.ok()?,
+        false => cluster_of(name, proxy).await.ok()?,
     };
     cluster.mark_used();
     let pending = cluster.load().state == State::Pending;

@@ -24,7 +24,7 @@ pub use cookie::cookie;
 pub use edit::Edit;
 pub use hops::{MOST_SERVICES, too_many};
 pub use mirror::Mirror;
-pub use name::{Named, Rule, authority, service};
+pub use name::{Named, Rule, authority, is_host, service};
 pub use place::{Redirect, Rewrite, X_FORWARDED_HOST, X_FORWARDED_PROTO};
 pub use split::{KeyFrom, Split};
 pub use table::{Action, Route, Table, Target};

@@ -22,6 +22,8 @@ pub struct Named<'n> {
     pub service: &'n str,
     /// Whether it looks like that of a host elsewhere, which no registry is to be asked about.
     pub may_be_stranger: bool,
+    /// Whether it is a host's, and so the same in any case.
+    pub is_host: bool,
 }
 
 /// A name longer than a host name can be is no service's.
@@ -51,7 +53,7 @@ impl Rule {
         let service = strip(host, &self.suffixes);
         let is_address = bare.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
         let may_be_stranger = service.len() == bare.len() && bare.contains('.');
-        (is_name(service) && !is_address).then_some(Named { service, may_be_stranger })
+        (is_name(service) && !is_address).then_some(Named { service, may_be_stranger, is_host: true })
     }
 
     /// The service that a request may be for, by what it names.
@@ -59,7 +61,7 @@ impl Rule {
         match self.header.as_ref().and_then(|name| request.headers().get(name)) {
             Some(value) => {
                 let service = value.to_str().ok().filter(|name| is_name(name))?;
-                Some(Named { service, may_be_stranger: false })
+                Some(Named { service, may_be_stranger: false, is_host: false })
             }
             None => self.of_stranger(authority(request.uri(), request.headers())),
         }
@@ -90,6 +92,12 @@ pub fn service<'r, B>(request: &'r Request<B>, rule: &'r Rule) -> Result<&'r str
         }
         None => Err(no_name("the host", name)),
     }
+}
+
+/// Whether that name is the request's host. (Hosts are the same in any case; what the config or a header says is as it is.)
+pub fn is_host<B>(request: &Request<B>, rule: &Rule) -> bool {
+    let is_in_header = || rule.header.as_ref().is_some_and(|name| request.headers().contains_key(name));
+    rule.fixed.is_none() && !is_in_header()
 }
 
 fn is_name(name: &str) -> bool {
@@ -194,7 +202,10 @@ mod tests {
             assert_eq!(found, named, "{host}");
         }
         let asked = request("www.example.com", &[("x-service", "com.example.Users")]);
-        assert_eq!(rule.names(&asked), Some(Named { service: "com.example.Users", may_be_stranger: false }));
+        assert_eq!(
+            rule.names(&asked),
+            Some(Named { service: "com.example.Users", may_be_stranger: false, is_host: false })
+        );
         assert_eq!(rule.names(&request("a", &[("x-service", "b c")])), None);
     }
 

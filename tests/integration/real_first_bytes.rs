@@ -19,8 +19,12 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
+/// Nobody else is at this address of the machine's own. At 127.0.0.1, clients of servers that other tests have killed go on trying
+/// the ports of these, and one of them may be ours by now.
+const HERE: &str = "127.0.0.33";
+
 async fn listen() -> Socket<TcpListener> {
-    Socket(TcpListener::bind("127.0.0.1:0").await.unwrap())
+    Socket(TcpListener::bind((HERE, 0)).await.unwrap())
 }
 
 async fn accept(listener: &TcpListener) -> Socket<TcpStream> {
@@ -31,7 +35,7 @@ async fn accept(listener: &TcpListener) -> Socket<TcpStream> {
 async fn first_bytes(tool: &str, args: &[&str]) -> (Vec<u8>, Protocol) {
     let listener = listen().await;
     let port = listener.local_addr().unwrap().port().to_string();
-    let args: Vec<_> = args.iter().map(|arg| arg.replace("PORT", &port)).collect();
+    let args: Vec<_> = args.iter().map(|arg| arg.replace("127.0.0.1", HERE).replace("PORT", &port)).collect();
     let read = async {
         let (mut client, mut detector, mut start) = (accept(&listener).await, Detector::default(), Vec::new());
         loop {

@@ -88,7 +88,12 @@ impl Explaining<'_> {
         let usual = if self.is_tls() { 443 } else { 80 };
         let port = called.address.map_or_else(|| uri.port_u16().unwrap_or(usual), |address| address.port());
         let has_port = |other: &&config::Listener| other.app.as_ref().is_some_and(|app| app.address.port() == port);
-        let goes_on = self.config.listeners.iter().find(has_port);
+        // Of an application at addresses of both families that of the caller's, as the proxy has it.
+        let is_other = |other: &&config::Listener| {
+            let family = |app: &config::App| called.address.map(|called| called.is_ipv4() != app.address.is_ipv4());
+            other.app.as_ref().and_then(family)
+        };
+        let goes_on = self.config.listeners.iter().filter(has_port).min_by_key(is_other);
         let way = match goes_on.and_then(|other| other.app.as_ref()) {
             Some(app) => local(app),
             None => self.bytes_to(&called, transparent.unknown()),
@@ -127,9 +132,10 @@ impl Explaining<'_> {
             return self.for_service(&owner.cluster.name).await;
         }
         match rule.names(request) {
-            Some(named) if !is_tunnel && called.certain().is_none() && self.is_known(named).await => {
-                self.for_service(named.service).await
-            }
+            Some(named) if !is_tunnel && called.certain().is_none() => match self.known(named).await {
+                Some(cluster) => self.for_service(&cluster.name).await,
+                None => self.bytes_to(called, unknown),
+            },
             _ => self.bytes_to(called, unknown),
         }
     }
@@ -138,10 +144,16 @@ impl Explaining<'_> {
     async fn tls_to(&self, called: &Called, rule: &Rule, unknown: Unknown) -> Way {
         let named = self.question.request.uri().host().and_then(|server| rule.of_stranger(server));
         // The address has more to say than a name that belongs to another.
-        let counts = |named: &Named<'_>| called.certain().is_none_or(|owner| *owner.cluster.name == *named.service);
-        match named.filter(counts) {
-            Some(named) if self.is_known(named).await => self.by_bytes(Ok(named.service)).await,
-            _ => self.bytes_to(called, unknown),
+        let counts = |named: &Named<'_>| {
+            called.certain().is_none_or(|owner| owner.cluster.name.eq_ignore_ascii_case(named.service))
+        };
+        let known = match named.filter(counts) {
+            Some(named) => self.known(named).await,
+            None => None,
+        };
+        match known {
+            Some(cluster) => self.by_bytes(Ok(&cluster.name)).await,
+            None => self.bytes_to(called, unknown),
         }
     }
 
@@ -181,12 +193,16 @@ impl Explaining<'_> {
         arrival.after(services)
     }
 
-    /// Whether there is such a service. About what looks like a host elsewhere no registry is asked.
-    async fn is_known(&self, named: Named<'_>) -> bool {
-        if named.may_be_stranger && self.admin.discovery.table().get(named.service).is_none() {
-            return false;
-        }
-        self.cluster(named.service).await.is_ok_and(|(_, snapshot)| snapshot.state == State::Known)
+    /// The service of that name, if there is one. About what looks like a host elsewhere no registry is asked.
+    async fn known(&self, named: Named<'_>) -> Option<Arc<Cluster>> {
+        let discovery = &self.admin.discovery;
+        let name = match named.may_be_stranger {
+            true => discovery.table().followed_as(named.service)?.name.clone(),
+            false if named.is_host => discovery.of_host(named.service).await.ok()?.name.clone(),
+            false => named.service.into(),
+        };
+        let (cluster, snapshot) = self.cluster(&name).await.ok()?;
+        (snapshot.state == State::Known).then_some(cluster)
     }
 }
 

@@ -84,6 +84,9 @@ fn redirected_connections_find_an_application_by_its_port() {
             "4:40: listeners[1].app: redirected connections to port 80 go to the `app` of the listener `a`; expected another port",
         ],
     )]);
+    for other in ["'[::1]:80'", "'127.0.0.1:80'"] {
+        config_of(&format!("{REGISTRY}{}{by}", apps.replace("'127.0.0.2:80'", other)));
+    }
     config_of(&format!("{REGISTRY}{apps}"));
     config_of(&format!("{REGISTRY}{apps}{}", by.replace("direction: inbound", "")));
 }

@@ -76,8 +76,10 @@ impl<'t> Check<'_, 't> {
     /// An application that is sent connections, and no requests.
     fn used_by_tcp_app(&mut self, spot: &Spot<'t>, app: &App) {
         let default = App::at(app.address);
+        let is_asked = app.health_check.as_ref().is_some_and(|check| check.http.is_some());
         let own = [
-            ("protocol", app.protocol != default.protocol),
+            // Checks over HTTP go by it, too.
+            ("protocol", app.protocol != default.protocol && !is_asked),
             ("pool", app.pool != default.pool),
             ("callers", app.callers != default.callers),
             ("version_baggage", app.version_baggage != default.version_baggage),
@@ -96,9 +98,12 @@ impl<'t> Check<'_, 't> {
         }
         for (index, listener) in config.listeners.iter().enumerate() {
             let Some(app) = &listener.app else { continue };
-            let has_port =
-                |other: &&Listener| other.app.as_ref().is_some_and(|it| it.address.port() == app.address.port());
-            if let Some(first) = config.listeners[..index].iter().find(has_port) {
+            // One of either family goes by the caller's; and of two listeners for one address, the first takes them.
+            let is_hidden = |other: &&Listener| {
+                let differs = |it: &App| it.address != app.address && it.address.is_ipv4() == app.address.is_ipv4();
+                other.app.as_ref().is_some_and(|it| it.address.port() == app.address.port() && differs(it))
+            };
+            if let Some(first) = config.listeners[..index].iter().find(is_hidden) {
                 let (port, first) = (app.address.port(), shorten(&first.name));
                 let message = format!(
                     "redirected connections to port {port} go to the `app` of the listener `{first}`; expected another port"

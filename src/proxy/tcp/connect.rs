@@ -15,7 +15,7 @@ use crate::{
     },
     proxy::{
         headers::Origin,
-        http::{Proxy, cluster_of, cluster_of_host, ready_snapshot},
+        http::{Proxy, cluster_asked_for, cluster_of, ready_snapshot},
         listener::{Listener, Way},
         transparent::STRANGERS,
     },
@@ -121,10 +121,10 @@ async fn set_out(
     // Of hosts elsewhere no registry is asked, where they may be passed on.
     let is_foreign = |service: &str| {
         let may_be_stranger = rule.of_stranger(authority.host()).is_some_and(|named| named.may_be_stranger);
-        tunnels.passing.is_some() && may_be_stranger && proxy.discovery.table().of_host(service).is_none()
+        tunnels.passing.is_some() && may_be_stranger && proxy.discovery.table().followed_as(service).is_none()
     };
     let known = match service.filter(|service| !is_foreign(service)) {
-        Some(service) => of_service(service, request, caller.as_ref(), origin, proxy, record).await?,
+        Some(service) => of_service(service, request, (rule, caller.as_ref()), origin, proxy, record).await?,
         None => None,
     };
     let Some((cluster, snapshot, settled)) = known else {
@@ -161,12 +161,12 @@ fn destination(request: &Request<()>) -> Result<(&Authority, u16), ProxyError> {
 async fn of_service(
     service: &str,
     request: &Request<()>,
-    caller: Option<&http::HeaderValue>,
+    (rule, caller): (&route::Rule, Option<&http::HeaderValue>),
     origin: &Origin,
     proxy: &Proxy,
     record: &Record,
 ) -> Result<Option<(Arc<Cluster>, Arc<Snapshot>, Settled)>, ProxyError> {
-    let mut cluster = cluster_of_host(service, proxy).await?;
+    let mut cluster = cluster_asked_for(service, request, rule, proxy).await?;
     cluster.mark_used();
     let mut subset = None;
     for turn in 0.. {

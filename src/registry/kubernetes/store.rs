@@ -29,9 +29,9 @@ use tokio::time::sleep;
 
 /// A write is tried so often while other keys of its map change. Waits grow, since writers who meet once meet again and again
 /// where the server takes longer for a write than they wait.
-const ATTEMPTS: u32 = 10;
+const ATTEMPTS: u32 = 20;
 const FIRST_WAIT: Duration = Duration::from_millis(100);
-const LONGEST_WAIT: Duration = Duration::from_secs(2);
+const LONGEST_WAIT: Duration = Duration::from_millis(500);
 
 /// The most that an object's name may have.
 const LONGEST_NAME: usize = 253;
@@ -227,7 +227,10 @@ impl Store for Kubernetes {
                 cause: "the value is no text in UTF-8, which is all that a ConfigMap's `data` takes".into(),
             })?;
             let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
-            for _ in 0..ATTEMPTS {
+            for attempt in 0..ATTEMPTS {
+                if attempt > 0 {
+                    sleep(backoff.next_wait()).await;
+                }
                 let there: Option<ConfigMap> = self.there(&format!("{}/{map}", self.config_maps())).await?;
                 let value = there.as_ref().and_then(|there| there.data.get(&name));
                 if value.map(|value| Version::of_content(value.as_bytes())) != expected {
@@ -236,7 +239,6 @@ impl Store for Kubernetes {
                 if self.write(&map, there.as_ref(), json!({ &name: text })).await? {
                     return Ok(Put::Done(Version::of_content(text.as_bytes())));
                 }
-                sleep(backoff.next_wait()).await;
             }
             let cause = format!("the ConfigMap `{map}` changes all the time: {ATTEMPTS} attempts to write failed");
             Err(RegistryError::Busy { server: self.name.clone(), cause })
