@@ -160,10 +160,10 @@ async fn idle_connections_take_little_memory() {
     let redis = RedisServer::start_with(&["--maxclients", "10100"], &[]).await;
     let dir = tempfile::TempDir::new().unwrap();
     let (instances, config) = (dir.path().join("instances.yaml"), dir.path().join("pillion.yaml"));
-    std::fs::write(&instances, format!("cache: [\"{}\"]\n", redis.address())).unwrap();
+    std::fs::write(&instances, format!("services: {{ cache: [\"{}\"] }}\n", redis.address())).unwrap();
     let text = format!(
         "listeners:\n  - {{ name: cache, listen: \"{ANY}\", protocol: tcp, service: cache }}\nadmin: {{ listen: \"{ANY}\" }}\n\
-         registries: {{ main: {{ type: file, path: \"{}\" }} }}\nservices: {{ cache: {{ limits: {{ connections: 20000 }} }} }}\n",
+         registries: {{ main: {{ kind: file, path: \"{}\" }} }}\nservices: {{ cache: {{ limits: {{ connections: 20000 }} }} }}\n",
         instances.display()
     );
     std::fs::write(&config, text).unwrap();

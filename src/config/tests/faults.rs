@@ -336,11 +336,12 @@ fn names_and_addresses() {
             &["2:18: admin.listen: the listener `egress` listens on `127.0.0.1:4140` already"],
         ),
         (
-            "listeners: [{ name: a, listen: 127.0.0.1:1, service: 'a b', service_header: 'x y' }, { name: b, listen: 127.0.0.1:2, host_suffixes: [''] }]",
+            "listeners: [{ name: a, listen: 127.0.0.1:1, service: 'a b', service_header: 'x y' }, { name: b, listen: 127.0.0.1:2, host_suffixes: ['', svc] }]",
             &[
                 "2:54: listeners[0].service: `a b` is no name for a service; expected 1 to 253 bytes without spaces",
                 "2:77: listeners[0].service_header: found `x y`; expected a header's name",
                 "2:134: listeners[1].host_suffixes[0]: found an empty text; expected some text",
+                "2:138: listeners[1].host_suffixes[1]: found `svc`; expected it to begin with a dot: `.svc`",
             ],
         ),
         (

@@ -168,6 +168,12 @@ fn mistakes_in_what_becomes_of_requests() {
             &["2:55: services.a.routes[0].split: all weights are 0; expected at least one that is more"],
         ),
         (
+            "services: { a: { routes: [{ split: {} }] } }",
+            &[
+                "2:36: services.a.routes[0].split: it divides requests among nobody; expected targets with their weights",
+            ],
+        ),
+        (
             "services: { a: { routes: [{ sticky: { header: a, cookie: b, set_cookie: {} } }] } }",
             &[
                 "2:29: services.a.routes[0].sticky: `sticky` goes with `split`, which is missing",

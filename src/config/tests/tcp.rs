@@ -75,7 +75,9 @@ fn what_is_found_out_needs_somewhere_to_go() {
     let config = config_of(&format!("{REGISTRY}{l}, transparent: {{}}, host_suffixes: [.mesh], service_header: x }}]"));
     assert_eq!(config.listeners[0].transparent, Some(Transparent::default()));
     assert_eq!(config.listeners[0].transparent.as_ref().unwrap().unknown(), Unknown::Pass);
-    let inbound = config_of(&format!("{REGISTRY}{l}, transparent: {{ direction: inbound }} }}]"));
+    let inbound = config_of(&format!(
+        "{REGISTRY}{l}, transparent: {{ direction: inbound }} }}, {{ name: app, listen: 127.0.0.1:9, app: 80 }}]"
+    ));
     assert_eq!(inbound.listeners[0].transparent.as_ref().unwrap().unknown(), Unknown::Refuse);
 }
 

@@ -59,7 +59,7 @@ fn what_redirected_inbound_connections_do_not_go_by() {
         "redirected inbound connections go on by the listener whose `app` they are for; expected only there";
     let line = |number, key| format!("{number}: listeners[0].{key}: {handed_on}");
     table(&[(
-        "listeners:\n- name: in\n  listen: 127.0.0.1:1\n  protocol: auto\n  transparent: { direction: inbound, opaque_ports: [1] }\n  \
+        "listeners:\n- name: in\n  listen: 127.0.0.1:1\n  protocol: auto\n  transparent: { direction: inbound, opaque_ports: [1], unknown: pass }\n  \
          service_header: x\n  host_suffixes: [.x]\n  preserve_header_case: true\n  connect: {}\n  \
          limits: { idle_timeout: 1m, detect_timeout: 2s, connections: 5 }\n",
         &[
@@ -72,6 +72,20 @@ fn what_redirected_inbound_connections_do_not_go_by() {
             &line("11:47", "limits.detect_timeout"),
         ],
     )]);
+}
+
+#[test]
+fn redirected_inbound_connections_need_an_application() {
+    let l = "listeners: [{ name: in, listen: 127.0.0.1:1, protocol: auto, transparent: { direction: inbound";
+    table(&[(
+        &format!("{l} }} }}]"),
+        &[
+            "2:62: listeners[0].transparent: all connections would be refused, as no listener has an `app`; expected one that has",
+        ],
+    )]);
+    config_of(&format!("{REGISTRY}{l}, unknown: pass }} }}]"));
+    // They ask no registry.
+    config_of(&format!("{l} }} }}, {{ name: app, listen: 127.0.0.1:2, app: 80 }}]"));
 }
 
 #[test]

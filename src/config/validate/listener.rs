@@ -20,7 +20,17 @@ impl<'t> Check<'_, 't> {
                 self.fail(&spot, "`service` decides already; expected only one of the two");
             }
         }
-        self.none_empty(&spot.key("host_suffixes"), &listener.host_suffixes);
+        let suffixes = spot.key("host_suffixes");
+        self.none_empty(&suffixes, &listener.host_suffixes);
+        for (index, suffix) in listener.host_suffixes.iter().enumerate() {
+            if !suffix.is_empty() && !suffix.starts_with('.') {
+                let shown = shorten(suffix);
+                self.fail(
+                    &suffixes.live_item(index),
+                    format!("found `{shown}`; expected it to begin with a dot: `.{shown}`"),
+                );
+            }
+        }
         if let Some(app) = &listener.app {
             self.app(spot, app, listener);
         }

@@ -227,6 +227,9 @@ impl<'t> Check<'_, 't> {
             self.target(&at, target, whose);
             self.range(&at, *weight, 0, MOST_WEIGHT);
         }
+        if route.split.is_empty() && at.node.is_some() && !at.dead {
+            self.fail(&at, "it divides requests among nobody; expected targets with their weights");
+        }
         if !route.split.is_empty() && route.split.values().all(|weight| *weight == 0) {
             self.fail(&at, "all weights are 0; expected at least one that is more");
         }

@@ -96,6 +96,17 @@ impl<'t> Check<'_, 't> {
         if !config.listeners.iter().any(|listener| redirects(listener, Direction::Inbound)) {
             return;
         }
+        let has_app = |index| listeners.live_item(index).key("app").node.is_some();
+        if !(0..config.listeners.len()).any(has_app) {
+            let refuses = |listener: &Listener| {
+                let transparent = listener.transparent.as_ref();
+                transparent.is_some_and(|it| it.direction == Direction::Inbound && it.unknown() == Unknown::Refuse)
+            };
+            for (index, _) in config.listeners.iter().enumerate().filter(|(_, listener)| refuses(listener)) {
+                let at = listeners.live_item(index).key("transparent");
+                self.fail(&at, "all connections would be refused, as no listener has an `app`; expected one that has");
+            }
+        }
         for (index, listener) in config.listeners.iter().enumerate() {
             let Some(app) = &listener.app else { continue };
             // One of either family goes by the caller's; and of two listeners for one address, the first takes them.
