@@ -1,7 +1,7 @@
 //! Network namespaces of the tests' own, with cables between them. What goes on in them touches nothing else on this machine.
 
 use crate::{
-    e2e::{self, PATIENCE},
+    e2e::{self, PATIENCE, soon},
     pillion::tested,
     servers,
 };
@@ -21,6 +21,7 @@ use std::{
     thread,
 };
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     process::Command,
 };
@@ -118,6 +119,18 @@ impl Namespace {
         })?;
         stream.set_nonblocking(true)?;
         TcpStream::from_std(stream.into())
+    }
+
+    /// Sends something to whoever takes connections there and resets them, perhaps before their client knows of them.
+    pub async fn reset(&self, caller: Caller, address: &str, sent: &[u8]) {
+        let mut stream = match self.connect(caller, address.parse().unwrap()) {
+            Ok(stream) => stream,
+            Err(error) => return assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{address}"),
+        };
+        let _ = stream.write_all(sent).await;
+        let mut heard = String::new();
+        let _ = soon("the end", stream.read_to_string(&mut heard)).await;
+        assert_eq!(heard, "", "{address}");
     }
 }
 

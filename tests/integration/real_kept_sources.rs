@@ -176,7 +176,8 @@ async fn an_address_that_cannot_be_kept_is_an_error_and_not_another_address() {
         assert_eq!((status, reason.as_deref()), (502, Some("connect_failed")), "{text}");
         assert!(text.contains(&format!("cannot connect as {client}")) && text.contains("IPv6"), "{text}");
     }
-    assert_eq!(rest(call(world, "[fd77:1::1]:4145")).await, "", "of bytes, only the end is seen");
+    // Of bytes, only the end is seen.
+    world.reset(Caller::default(), "[fd77:1::1]:4145", b"").await;
 }
 
 #[tokio::test]

@@ -256,9 +256,8 @@ async fn what_belongs_to_nobody_passes_untouched_or_is_refused() {
         peer.send(get("http://www.example.com/")).await;
         assert_eq!(peer.response().await.text(), address, "no header more than was sent");
     }
-    // No service has this port.
-    assert!(scene.machine.connect(APP, "192.0.2.11:81".parse().unwrap()).is_ok(), "pillion takes it first");
-    assert_eq!(greeting(scene.call("192.0.2.11:81")).await.0, "", "and its client sees that nobody is there");
+    // No service has this port. pillion takes it first, and its client sees that nobody is there.
+    scene.machine.reset(APP, "192.0.2.11:81", b"").await;
     let line = scene.logged(&["192.0.2.11:81"]).await;
     assert!(line.contains("connect_failed"), "{line}");
     let (heard, _) = greeting(scene.call("192.0.2.99:7000")).await;
@@ -397,20 +396,14 @@ async fn nothing_comes_back_to_pillion() {
     let mut pillion = scene.pillion_alone("", "", "").await;
     // Whoever calls pillion itself has not been redirected.
     for address in ["127.0.0.1:15001", "[::1]:15001", "10.77.1.1:15001"] {
-        // It may be reset before its connection is told of.
-        if let Ok(mut client) = scene.machine.connect(APP, address.parse().unwrap()) {
-            let _ = client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
-            assert_eq!(greeting(client).await.0, "");
-        }
+        scene.machine.reset(APP, address, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
     }
     let rejected = "pillion_requests_rejected_total{listener=\"transparent\",reason=\"loop\"}";
     until("3 to be rejected", async || scene.metric(rejected).await == 3.0).await;
     // Rules that do not leave pillion's own alone: what it opens comes back to it, once.
     scene.net(&["up", "--pillion-group", "65534"]).await;
     for _ in 0..50 {
-        let mut client = scene.call("192.0.2.99:80");
-        let _ = client.write_all(b"GET / HTTP/1.1\r\nhost: www.example.com\r\n\r\n").await;
-        assert_eq!(greeting(client).await.0, "");
+        scene.machine.reset(APP, "192.0.2.99:80", b"GET / HTTP/1.1\r\nhost: www.example.com\r\n\r\n").await;
     }
     pillion.until_logged("pillion's own connections are redirected to itself").await;
     let accepted = scene.metric("pillion_connections_accepted_total{listener=\"transparent\"}").await;
@@ -444,8 +437,8 @@ async fn inbound_connections_go_by_the_listener_of_the_application_whose_port_wa
     assert_eq!(ask(8080, "user-service").await.0, "127.0.0.1:8080 by pillion");
     let (text, _open) = ask(9090, "shop").await;
     assert_eq!(text, "127.0.0.1:9090 by pillion");
-    let second = scene.world.connect(Caller::default(), "10.77.1.1:9090".parse().unwrap()).unwrap();
-    assert_eq!(greeting(second).await.0, "", "that listener's limits count");
+    // That listener's limits count.
+    scene.world.reset(Caller::default(), "10.77.1.1:9090", b"").await;
     let passed = scene.world.connect(Caller::default(), "10.77.1.1:7000".parse().unwrap()).unwrap();
     assert_eq!(greeting(passed).await.0, "10.77.1.1:7000", "no listener is for it");
     scene.logged(&["redirected", "10.77.1.1:7000", "service=(unknown)"]).await;
