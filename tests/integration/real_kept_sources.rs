@@ -4,6 +4,7 @@ use crate::{
     e2e::{self, Client, output, soon, until},
     netns::{Caller, Namespace},
     peer::{Peer, get},
+    pillion::tested,
     scene::Scene,
     servers::{
         daemon::{Daemon, Kind},
@@ -188,7 +189,7 @@ async fn without_the_right_it_does_not_start() {
     for (source, refused) in [("client", true), ("pillion", false)] {
         fs::write(&file, text.replace("source: client", &format!("source: {source}"))).unwrap();
         let mut powerless = scene.machine.command("setpriv");
-        powerless.args(["--bounding-set", "-net_admin,-net_raw", env!("CARGO_BIN_EXE_pillion"), "run"]).arg(&file);
+        powerless.args(["--bounding-set", "-net_admin,-net_raw", tested(), "run"]).arg(&file);
         if refused {
             let output = output(&mut powerless).await;
             let told = String::from_utf8_lossy(&output.stderr);
@@ -203,7 +204,7 @@ async fn without_the_right_it_does_not_start() {
     // One of the two rights is enough.
     fs::write(&file, text).unwrap();
     let mut raw = scene.machine.command("setpriv");
-    raw.args(["--bounding-set", "-net_admin", env!("CARGO_BIN_EXE_pillion"), "run"]).arg(&file);
+    raw.args(["--bounding-set", "-net_admin", tested(), "run"]).arg(&file);
     e2e::Pillion::start(&mut raw).await;
 }
 
