@@ -2,6 +2,7 @@
 # make check   formatting, lints, dependencies
 # make static  the program without shared libraries, as deploy/docker/Dockerfile has it (needs rustup, and Debian's musl-tools)
 # make bench   pillion beside its peers (benches/peers/README.md)
+# make soak    everything at once through real registries, for SOAK_SECONDS (twenty minutes)
 # make verify  every promise (tests/verify/lines.toml) on a release build, with its figures: docs/verification.md
 # make fuzz    each decoder of what comes from outside on made-up bytes, for FUZZ_SECONDS (fuzz/)
 #
@@ -26,9 +27,10 @@ NOT_REAL := $(patsubst tests/integration/%.rs,--skip=%::,$(wildcard tests/integr
 MUSL := $(shell uname -m)-unknown-linux-musl
 
 FUZZ_SECONDS ?= 30
+SOAK_SECONDS ?= 1200
 FUZZ_TARGETS ?= $(sort $(basename $(notdir $(wildcard fuzz/targets/*.rs))))
 
-.PHONY: test check fmt clippy deny static bench verify fuzz clean-cache
+.PHONY: test check fmt clippy deny static bench soak verify fuzz clean-cache
 
 # With all features from the start, so that nothing is built twice.
 test:
@@ -71,6 +73,13 @@ bench:
 	$(INSTALL) bench
 	cargo build --release --locked
 	PATH="$$($(INSTALL) bin):$$PATH" python3 $(PEERBENCH) --ours '$(BENCH_OURS)' $(BENCH_ARGS)
+
+soak:
+	$(INSTALL) test
+	cargo test --locked --all-features --no-run --test integration
+	cargo build --release --locked
+	PILLION_TEST_BIN="$$($(INSTALL) bin)" PILLION_BIN="$(CURDIR)/target/release/pillion" SOAK_SECONDS=$(SOAK_SECONDS) \
+	cargo test --locked --all-features --test integration real_soak -- --nocapture
 
 # Inputs that lead to something new are kept in fuzz/corpus, those that make a target fail in fuzz/artifacts. Without a
 # sanitizer: there is no unsafe code here for it to look at, and stable Rust has none.

@@ -5,6 +5,7 @@
 use super::{
     addresses::{Addresses, Changes, Owner},
     budget::Budget,
+    check,
     endpoint::{Endpoint, InFlight, Live},
     health::{Outcome, Standing},
     latencies::Latencies,
@@ -272,6 +273,17 @@ impl Cluster {
     /// Wakes those who wait for changes.
     pub fn announce(&self) {
         self.published.send_modify(|count| *count += 1);
+    }
+
+    /// These have to pass a check before they are used, if there are others: most that had gone were meant to.
+    pub fn doubt(&self, addresses: &HashSet<Address>, now: Instant) {
+        let snapshot = self.load();
+        let is_doubted = |endpoint: &&Arc<Endpoint>| addresses.contains(&endpoint.instance.address);
+        let (doubted, others): (Vec<_>, Vec<_>) = snapshot.endpoints.iter().partition(is_doubted);
+        if others.iter().any(|endpoint| endpoint.is_usable() && endpoint.live.health.is_available()) {
+            doubted.iter().for_each(|endpoint| check::doubt(&endpoint.live, now));
+            self.recount();
+        }
     }
 
     /// Counts anew who is available.

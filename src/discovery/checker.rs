@@ -143,13 +143,14 @@ impl Checker {
         let (Some(check), Some(endpoint)) = (&self.check, self.targets.get(&key)) else { return };
         let result = if outcome.is_ok() { CheckResult::Passed } else { CheckResult::Failed };
         self.cluster.metrics.health_checks.inc(result as usize);
+        let was_shut = endpoint.live.health.is_shut();
         let change = check::record(&endpoint.live, check, outcome, began, Instant::now());
         let Some(checked) = endpoint.live.checked() else { return };
         self.queue.push(Reverse((checked.next, key)));
         let Some(change) = change else { return };
         let failure = checked.last.as_ref().and_then(|last| last.failure.as_ref());
         tell(&self.cluster, endpoint, change, failure.map(ToString::to_string));
-        if change.from.is_usable() != change.to.is_usable() {
+        if was_shut != endpoint.live.health.is_shut() {
             self.cluster.recount();
         }
         if !change.to.is_passing() {

@@ -60,8 +60,8 @@ pub struct Kept {
     pub held: usize,
     /// Since when too many are gone.
     pub alarm: Option<Alarm>,
-    /// Some that had gone are back, because it is known now that too many go: look once more.
-    pub again: bool,
+    /// Those that had gone and are back, because it is known now that too many go: look once more.
+    pub back: HashSet<Address>,
 }
 
 impl Linger {
@@ -111,20 +111,20 @@ impl Linger {
         let held = staying.values().filter(|stay| stay.proof.is_some()).count();
         self.staying = staying;
         self.left.retain(|(time, left)| now.duration_since(*time) < service.guard.grace && is_gone(&left.address));
-        let mut again = false;
+        let mut returned = HashSet::new();
         if alarm.is_some() {
             let there: HashSet<_> = before.iter().map(|endpoint| &endpoint.instance.address).collect();
             let mut back: Vec<_> = self.left.drain(..).map(|(_, instance)| instance).collect();
             back.retain(|instance| !there.contains(&instance.address));
-            again = !back.is_empty();
+            returned = back.iter().map(|instance| instance.address.clone()).collect();
             instances.extend(back);
         }
-        if held == 0 && !again {
+        if held == 0 && returned.is_empty() {
             self.guard.settle();
             self.guards.values_mut().for_each(Guard::settle);
         }
         let instances = if instances.is_empty() { listed } else { listed.iter().cloned().chain(instances).collect() };
-        Kept { instances, new, held, alarm: alarm.filter(|_| held > 0), again }
+        Kept { instances, new, held, alarm: alarm.filter(|_| held > 0), back: returned }
     }
 
     fn sense(&mut self, listed: usize, parts: &[(usize, usize)], service: &Service, now: Instant) -> Option<Alarm> {

@@ -177,18 +177,18 @@ async fn those_that_go_one_by_one_are_asked_too_once_it_is_known_that_too_many_g
         advance(SECOND).await;
         let now_listed = listed(&all[4 - left..].iter().collect::<Vec<_>>());
         let kept = linger.keep(&there, view(now_listed), &service, Instant::now());
-        assert_eq!((kept.instances.len(), kept.again), (left, false), "not too many yet");
+        assert_eq!((kept.instances.len(), !kept.back.is_empty()), (left, false), "not too many yet");
         there.remove(0);
     }
     advance(SECOND).await;
     let kept = linger.keep(&there, view(listed(&[&all[3]])), &service, Instant::now());
     assert_eq!(
-        (ports(&kept.instances), kept.again),
+        (ports(&kept.instances), !kept.back.is_empty()),
         (vec![4, 3, 1, 2], true),
         "all that went within the time are back"
     );
     let kept = linger.keep(&all, view(listed(&[&all[3]])), &service, Instant::now());
-    assert_eq!((kept.held, kept.again), (3, false));
+    assert_eq!((kept.held, !kept.back.is_empty()), (3, false));
     assert!(all[..3].iter().all(|endpoint| endpoint.live.is_gone()), "they are checked");
 }
 
@@ -225,7 +225,7 @@ async fn what_was_known_before_counts() {
     let known = [endpoint(1, &[]), endpoint(2, &[])];
     linger.seed(&listed(&[&known[0], &known[1]]), Instant::now());
     let kept = linger.keep(&[], view(listed(&[])), &service, Instant::now());
-    assert_eq!((ports(&kept.instances), kept.again), (vec![1, 2], true));
+    assert_eq!((ports(&kept.instances), !kept.back.is_empty()), (vec![1, 2], true));
 }
 
 #[tokio::test(start_paused = true)]

@@ -16,6 +16,7 @@ use crate::{
 };
 use futures_util::future::select_all;
 use std::{
+    collections::HashSet,
     future::pending,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -219,7 +220,7 @@ impl Publisher {
             state = before.state;
             let there = before.endpoints.iter().map(|endpoint| &endpoint.instance);
             let instances = there.filter(|instance| self.sources.is_in_scope(instance)).cloned().collect();
-            Kept { instances, new: 0, held: 0, alarm: None, again: false }
+            Kept { instances, new: 0, held: 0, alarm: None, back: HashSet::new() }
         } else {
             let service = &self.settings.settings.service;
             let moved = self.has_moved(&said);
@@ -233,7 +234,10 @@ impl Publisher {
             self.observers[*place].counted.changes.inc();
         }
         self.save(&said, &kept);
-        let again = kept.again;
+        if !kept.back.is_empty() {
+            self.cluster.doubt(&kept.back, now);
+        }
+        let again = !kept.back.is_empty();
         self.stand(said, &kept, snapshot);
         // Those that are back are to be checked, which they are once they are in force.
         if again { self.publish() || published } else { published }
@@ -262,7 +266,8 @@ impl Publisher {
     fn save(&mut self, said: &Said, kept: &Kept) {
         let is_none = said.instances.is_empty() && said.answered == self.sources.count() && said.answered > 0;
         // What is still being read may be needed to judge what was said.
-        if self.disk.is_reading() || kept.alarm.is_some() || kept.again || (!is_none && said.from.is_empty()) {
+        if self.disk.is_reading() || kept.alarm.is_some() || !kept.back.is_empty() || (!is_none && said.from.is_empty())
+        {
             return;
         }
         let from: Vec<usize> = if is_none { (0..self.sources.count()).collect() } else { said.from.clone() };

@@ -73,7 +73,7 @@ impl Place for FileStore {
 /// A version of a service: 97 of 100 requests take 4 ms, 3 take 180 ms, and none fails, until it is told otherwise. (What a busy
 /// machine adds is little beside 180 ms, and twice as much is in another bucket of those that Prometheus has.)
 pub struct Instance {
-    address: SocketAddr,
+    pub address: SocketAddr,
     pub manners: Arc<Manners>,
     task: JoinHandle<()>,
 }
@@ -93,7 +93,7 @@ impl Drop for Instance {
 }
 
 impl Instance {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let listener = Socket(TcpListener::bind(ANY).await.unwrap());
         let address = listener.local_addr().unwrap();
         let manners = Manners { failing: 0.into(), slower: 1.into(), asked: 0.into() };

@@ -464,6 +464,11 @@ impl Load {
         soon("requests to succeed", self.done.wait_for(|done| *done >= wanted)).await.unwrap();
     }
 
+    /// How many have succeeded.
+    pub fn count(&self) -> u64 {
+        *self.done.borrow()
+    }
+
     /// Ends it; returns what failed.
     pub async fn end(self) -> Vec<String> {
         self.ended.send_replace(true);

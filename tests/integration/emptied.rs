@@ -113,3 +113,24 @@ async fn of_those_that_are_gone_only_the_ones_that_answer_stay() {
     load.more(100).await;
     load.end_without_failure().await;
 }
+
+/// Who left as one should is back on the list of those to be asked once far too many go, and gets no request until it answers.
+#[tokio::test]
+async fn those_that_left_before_get_no_request_unless_they_answer() {
+    let (mut upstreams, pillion) = started(6).await;
+    let mut load = Load::start(pillion.egress(), Version::HTTP_11, "user-service", 2);
+    load.more(50).await;
+    for left in [5, 4] {
+        let leaves = upstreams.pop().unwrap();
+        pillion.write_instances(&listing(&upstreams));
+        let endpoints = async || detail(&pillion).await["endpoints"].as_array().unwrap().len();
+        until("it to be out of use", async || endpoints().await == left).await;
+        leaves.leave().await;
+    }
+    pillion.write_instances(&listing(&upstreams[..1]));
+    pillion.until_metric_has_reached("pillion_health_checks_total", &["result=\"failed\""], 2.0).await;
+    pillion.until_metric(HELD, &[], 3.0).await;
+    load.more(200).await;
+    load.end_without_failure().await;
+    assert_eq!(pillion.metric("pillion_pool_connect_failures_total", &[]).await, 0.0);
+}

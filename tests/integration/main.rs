@@ -129,6 +129,8 @@ mod real_scale;
 #[cfg(feature = "real-servers")]
 mod real_shares;
 #[cfg(feature = "real-servers")]
+mod real_soak;
+#[cfg(feature = "real-servers")]
 mod real_store;
 #[cfg(feature = "real-servers")]
 mod real_store_nacos;

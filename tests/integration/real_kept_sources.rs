@@ -225,10 +225,9 @@ async fn state(machine: &Namespace) -> String {
 async fn down_leaves_rules_and_routes_as_they_were() {
     let scene = Scene::new(1);
     let machine = &scene.machine;
-    // The kernel adds a route for each address of its own once it is sure that nobody else has it.
-    let tentative =
-        async || output(machine.command(program("ip")).args(["-6", "addr", "show", "tentative"])).await.stdout;
-    until("addresses to be settled", async || tentative().await.is_empty()).await;
+    // The kernel gives the cable an address of its own as soon as both ends are up, and adds a route to that, the last of all,
+    // once it is sure that nobody else has it.
+    until("the last route of the kernel's own", async || state(machine).await.contains("local fe80::")).await;
     // Others have rules and tables, too, one of the same number.
     machine.ip("rule add priority 4139 from 10.9.0.0/16 lookup 77");
     machine.ip("rule add priority 4140 from 10.10.0.0/16 lookup 4140");

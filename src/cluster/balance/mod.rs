@@ -110,7 +110,10 @@ impl Selector {
         let is_available = |index: &&usize| endpoints[**index].live.health.is_available();
         let available = self.each().filter(is_available).count();
         self.discount.recount(self.each().filter(is_available).map(|index| &endpoints[*index]), now);
-        let few = (available as u64) * 100 < self.usable() as u64 * u64::from(threshold_percent);
+        // Those that are gone and do not answer are on their way out: that they are missing is no reason to panic.
+        let is_leaving = |index: &&usize| endpoints[**index].live.is_gone() && endpoints[**index].live.health.is_shut();
+        let counted = self.usable() - self.each().filter(is_leaving).count();
+        let few = (available as u64) * 100 < counted as u64 * u64::from(threshold_percent);
         let panicking = if self.is_split() { self.split(endpoints, few) } else { few };
         self.panicking.store(panicking, Relaxed);
         let is_due = |index: &&usize| endpoints[**index].live.health.is_probe_due(now);

@@ -152,6 +152,12 @@ pub fn schedule(live: &Live, next: Instant) -> Instant {
     next
 }
 
+/// It has to pass a check before it is used, and is checked now. Only on the control thread.
+pub fn doubt(live: &Live, now: Instant) {
+    live.set_checked(Some(Checked::new(now)));
+    live.health.shut(now);
+}
+
 /// There are no more checks. True if they had kept it out. Only on the control thread.
 pub fn forget(live: &Live, now: Instant) -> bool {
     if live.checked().is_none() {
