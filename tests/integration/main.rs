@@ -81,6 +81,8 @@ mod real_failover;
 #[cfg(feature = "real-servers")]
 mod real_first_bytes;
 #[cfg(feature = "real-servers")]
+mod real_first_request;
+#[cfg(feature = "real-servers")]
 mod real_fleet;
 #[cfg(feature = "real-servers")]
 mod real_frameworks;
