@@ -59,9 +59,10 @@ fn every_command_in_the_documents_is_one() {
         for (line, words) in commands(&std::fs::read_to_string(&path).unwrap()) {
             count += 1;
             let args = std::iter::once("pillion".to_owned()).chain(words.iter().cloned());
-            if let Err(error) = Cli::try_parse_from(args) {
-                panic!("{}:{line}: {words:?}: {error}", path.display());
-            }
+            let error = Cli::try_parse_from(args).err().map(|error| error.to_string());
+            // Whether the reader's machine has that user is not the document's matter.
+            let error = error.filter(|error| !error.contains("there is no such user"));
+            assert_eq!(error, None, "{}:{line}: {words:?}", path.display());
         }
     }
     assert!(count > 20, "{count}");

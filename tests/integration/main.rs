@@ -18,6 +18,7 @@ mod ejection;
 mod emptied;
 mod explain;
 mod explain_listeners;
+mod failures;
 mod fallback;
 mod faults;
 mod faulty_connections;

@@ -128,3 +128,21 @@ fn every_metric_that_is_named_is_one() {
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert!(count > 50, "{count}");
 }
+
+#[test]
+fn the_figures_are_those_that_were_measured() {
+    let (readme, measured) = (read("README.md"), read("benches/peers/README.md"));
+    let (_, table) = readme.split_once("| | nginx | HAProxy | Envoy | pillion |\n").unwrap();
+    let rows: Vec<_> = table.lines().skip(1).take_while(|line| line.starts_with("| `")).collect();
+    assert!(rows.len() > 3, "{rows:?}");
+    for row in rows {
+        let mut cells = row.split('|').map(str::trim);
+        let load = cells.nth(1).unwrap().split(':').next().unwrap();
+        // The last one that was measured, which has a column for the program of before as well.
+        let there =
+            measured.lines().rfind(|line| line.starts_with(&format!("| {load} |"))).unwrap_or_else(|| panic!("{load}"));
+        let there: Vec<_> = there.split('|').map(str::trim).collect();
+        let figures: Vec<_> = cells.filter(|cell| !cell.is_empty()).collect();
+        assert_eq!(figures, [there[2], there[3], there[4], there[6]], "{load}");
+    }
+}

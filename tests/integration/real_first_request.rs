@@ -1,4 +1,4 @@
-//! docs/first-request.md: each registry's commands as they stand there, in a network namespace where all its ports are free.
+//! docs/first-request.md and docs/registering.md: the commands as they stand there, in a network namespace where all ports are free.
 
 use crate::{
     e2e::{PATIENCE, serve},
@@ -26,7 +26,8 @@ use tokio::{
 };
 
 /// What is not to end by itself.
-const RUNNING: [&str; 6] = ["consul agent", "coredns", "docker run", "etcd", "pillion run", "redis-server"];
+const RUNNING: [&str; 7] =
+    ["consul agent", "coredns", "docker run", "etcd", "pillion register", "pillion run", "redis-server"];
 
 /// `docker`, with the servers that the tests have; they are told where they may write, and of nothing else but their ports.
 const DOCKER: &str = r#"#!/bin/sh
@@ -47,8 +48,10 @@ exit 1
 
 const ZKCLI: &str = "#!/bin/sh\nexec registrant-curator cli \"$@\"\n";
 
-fn document() -> String {
-    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/first-request.md")).unwrap()
+const FIRST_REQUEST: &str = "first-request.md";
+
+fn document(name: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(name)).unwrap()
 }
 
 /// The blocks of a language in a part of the document.
@@ -58,8 +61,8 @@ fn blocks(text: &str, language: &str) -> Vec<String> {
 }
 
 /// The part below a heading; with none, what comes before the first.
-fn section(heading: &str) -> String {
-    let text = document();
+fn section(name: &str, heading: &str) -> String {
+    let text = document(name);
     let mut parts = text.split("\n## ");
     if heading.is_empty() {
         return parts.next().unwrap().to_owned();
@@ -163,15 +166,19 @@ impl Desk {
     }
 }
 
-/// Does what stands below a heading, and then asks as the document does.
-async fn follow(heading: &str) {
-    let head = section("");
-    let [_, ask] = &blocks(&head, "sh")[..] else { panic!("the document begins with two commands") };
-    let [answer] = &blocks(&head, "text")[..] else { panic!("and with one answer") };
-    let mut desk = Desk::new();
-    desk.serve(answer.clone());
-    let steps = blocks(&section(heading), "sh");
+/// Does what stands below a heading, and then asks as the document does: there, or where it begins.
+async fn follow(name: &str, heading: &str) {
+    let (part, head) = (section(name, heading), section(FIRST_REQUEST, ""));
+    let (mut steps, answers) = (blocks(&part, "sh"), blocks(&part, "text"));
     assert!(steps.len() > 1, "{steps:#?}");
+    let [_, ask] = &blocks(&head, "sh")[..] else { panic!("the document begins with two commands") };
+    let [hello] = &blocks(&head, "text")[..] else { panic!("and with one answer") };
+    let (ask, answer) = match answers.into_iter().next() {
+        Some(answer) => (steps.pop().unwrap(), answer),
+        None => (ask.clone(), hello.clone()),
+    };
+    let mut desk = Desk::new();
+    desk.serve(hello.clone());
     let _start =
         if steps.iter().any(|step| step.contains("docker")) { Some(Process::java_start().await) } else { None };
     let mut ending = Vec::new();
@@ -186,7 +193,7 @@ async fn follow(heading: &str) {
         }
     }
     // An instance that nobody renews is gone after a while, and is put in again.
-    desk.until(ask, |said| said.as_ref() == Ok(answer), &ending).await;
+    desk.until(&ask, |said| said.as_ref() == Ok(&answer), &ending).await;
 }
 
 macro_rules! sections {
@@ -194,7 +201,7 @@ macro_rules! sections {
         const TESTED: &[&str] = &[$($heading),*];
         $(#[tokio::test]
         async fn $test() {
-            follow($heading).await;
+            follow(FIRST_REQUEST, $heading).await;
         })*
     };
 }
@@ -213,8 +220,13 @@ sections! {
 
 #[test]
 fn no_section_with_commands_goes_untested() {
-    let text = document();
+    let text = document(FIRST_REQUEST);
     let parts = text.split("\n## ").skip(1).filter(|part| !blocks(part, "sh").is_empty());
     let headings: Vec<_> = parts.map(|part| part.lines().next().unwrap()).collect();
     assert_eq!(headings, TESTED);
+}
+
+#[tokio::test]
+async fn an_application_is_registered() {
+    follow("registering.md", "By a command").await;
 }
