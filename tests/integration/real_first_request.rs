@@ -48,6 +48,9 @@ exit 1
 
 const ZKCLI: &str = "#!/bin/sh\nexec registrant-curator cli \"$@\"\n";
 
+/// Far longer than an answer takes, and less than any instance lives without a renewal.
+const AGAIN: Duration = Duration::from_secs(10);
+
 const FIRST_REQUEST: &str = "first-request.md";
 
 fn document(name: &str) -> String {
@@ -148,19 +151,25 @@ impl Desk {
         if output.status.success() { Ok(said) } else { Err(error()) }
     }
 
-    /// Runs a block until what it says is good, and `between` two times these.
-    async fn until(&self, block: &str, is_good: impl Fn(&Result<String, String>) -> bool, between: &[&str]) {
-        let begin = Instant::now();
+    /// Runs a block until what it says is good, and these again when that takes long.
+    async fn until(&self, block: &str, is_good: impl Fn(&Result<String, String>) -> bool, again: &[&str]) {
+        let (begin, mut since) = (Instant::now(), Instant::now());
         loop {
             let said = self.run(block).await;
             if is_good(&said) {
                 return;
             }
-            let log = || fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
-            assert!(begin.elapsed() < 3 * PATIENCE, "{block}\n{said:#?}\n{}", log());
+            if begin.elapsed() > 3 * PATIENCE {
+                let log = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+                let lines: Vec<_> = log.lines().collect();
+                panic!("{block}\n{said:#?}\n{}", lines[lines.len().saturating_sub(20)..].join("\n"));
+            }
             sleep(Duration::from_millis(200)).await;
-            for other in between {
-                let _ = self.run(other).await;
+            if since.elapsed() > AGAIN {
+                since = Instant::now();
+                for other in again {
+                    let _ = self.run(other).await;
+                }
             }
         }
     }

@@ -70,34 +70,38 @@ fn anchor(heading: &str) -> String {
     kept.replace(' ', "-")
 }
 
+/// How often a definition is referred to, and by which keys.
+type Uses = BTreeMap<String, (usize, BTreeSet<String>)>;
+
+fn count(node: &Value, key: &str, keys: &mut Uses) {
+    if let Some(name) = target(node) {
+        let (uses, found) = keys.entry(name.to_owned()).or_default();
+        *uses += 1;
+        found.insert(key.to_owned());
+    }
+    match node {
+        Value::Array(list) => list.iter().for_each(|each| count(each, key, keys)),
+        Value::Object(map) => {
+            for (name, each) in map {
+                match (name.as_str(), each) {
+                    ("properties", Value::Object(properties)) => {
+                        properties.iter().for_each(|(key, each)| count(each, key, keys));
+                    }
+                    ("$defs", Value::Object(definitions)) => {
+                        definitions.values().for_each(|each| count(each, key, keys));
+                    }
+                    _ => count(each, key, keys),
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
 impl Book {
     fn new(root: &Value) -> Self {
         let definitions = root["$defs"].as_object().unwrap().clone();
-        let mut keys: BTreeMap<String, (usize, BTreeSet<String>)> = BTreeMap::new();
-        fn count(node: &Value, key: &str, keys: &mut BTreeMap<String, (usize, BTreeSet<String>)>) {
-            if let Some(name) = target(node) {
-                let (uses, found) = keys.entry(name.to_owned()).or_default();
-                *uses += 1;
-                found.insert(key.to_owned());
-            }
-            match node {
-                Value::Array(list) => list.iter().for_each(|each| count(each, key, keys)),
-                Value::Object(map) => {
-                    for (name, each) in map {
-                        match (name.as_str(), each) {
-                            ("properties", Value::Object(properties)) => {
-                                properties.iter().for_each(|(key, each)| count(each, key, keys));
-                            }
-                            ("$defs", Value::Object(definitions)) => {
-                                definitions.values().for_each(|each| count(each, key, keys));
-                            }
-                            _ => count(each, key, keys),
-                        }
-                    }
-                }
-                _ => {}
-            }
-        }
+        let mut keys = Uses::new();
         count(root, "", &mut keys);
         let is_object = |name: &str| definitions[name]["properties"].is_object();
         let shared = keys.into_iter().filter(|(name, (uses, _))| *uses > 1 && is_object(name));

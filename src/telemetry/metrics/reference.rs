@@ -34,8 +34,11 @@ const REASONS: &str = "failures.md#when-pillion-answers-itself";
 /// Labels whose values are words of pillion's own.
 const FIXED: [&str; 8] = ["cause", "kind", "outcome", "phase", "reason", "result", "state", "verdict"];
 
+/// Each label of a metric with its values, and how often it is there.
+type Labels = Vec<(String, BTreeSet<String>, usize)>;
+
 /// A scrape of a pillion that has one of everything: by metric, how often it is there, and its labels with their values.
-fn scrape() -> BTreeMap<String, (usize, Vec<(String, BTreeSet<String>, usize)>)> {
+fn scrape() -> BTreeMap<String, (usize, Labels)> {
     let metrics = Metrics::new(WORDS);
     let service = metrics.service("x");
     let app = metrics.app("x", "x");
@@ -62,7 +65,7 @@ fn scrape() -> BTreeMap<String, (usize, Vec<(String, BTreeSet<String>, usize)>)>
         metrics.rollout("x"),
         metrics.thread("x", || 0),
     );
-    let mut found: BTreeMap<String, (usize, Vec<(String, BTreeSet<String>, usize)>)> = BTreeMap::new();
+    let mut found: BTreeMap<String, (usize, Labels)> = BTreeMap::new();
     for family in metrics.gather() {
         let (series, labels) = found.entry(family.name().to_owned()).or_default();
         for metric in family.get_metric() {
