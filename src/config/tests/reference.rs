@@ -18,9 +18,9 @@ Made from the code by `PILLION_WRITE_DOCS=1 cargo test --lib reference`, and com
 the JSON Schema (`pillion schema`, for editors). [config/full.yaml](../config/full.yaml) has every key in its place, with an example;
 `pillion check --print FILE` shows what is in force.
 
-`NAME` stands for a name of your choice, `[]` for each entry of a list. Where there is no default, the last column says what holds without the key.
-A `duration` has a unit: `us`, `ms`, `s`, `m`, `h`, `d`, as in `1m 30s`. `${VAR}` and `${VAR:-default}` in any value stand for
-environment variables. A key that is not here is an error, with line and column.
+`NAME` stands for a name of your choice, `[]` for each entry of a list. Where there is no default, the last column says what holds
+without the key. A `duration` has a unit: `us`, `ms`, `s`, `m`, `h`, `d`, as in `1m 30s`. `${VAR}` and `${VAR:-default}` in any value
+stand for environment variables. A key that is not here is an error, with line and column.
 ";
 
 struct Book {
