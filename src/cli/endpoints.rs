@@ -22,7 +22,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-/// Lists one service's endpoints with what their traffic showed.
+/// List one service's endpoints with what their traffic showed.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Endpoints {
     /// The service's name, as requests name it.

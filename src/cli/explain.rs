@@ -11,7 +11,7 @@ use crate::admin::view::{
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use std::fmt::Write;
 
-/// Tells which way a request would go now: its listener, routes, subset, split and endpoints, and why not another.
+/// Tell which way a request would go now: its listener, routes, subset, split and endpoints, and why not another.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Explain {
     /// As in the request: GET, POST and so on.

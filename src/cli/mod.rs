@@ -3,6 +3,8 @@
 mod check;
 mod client;
 mod demo;
+#[cfg(test)]
+mod documents;
 mod endpoints;
 mod explain;
 mod import;

@@ -42,8 +42,10 @@ pub struct Register {
     /// Unique within the service; NAME-HOST-PORT by default.
     #[arg(long, requires = "service")]
     id: Option<String>,
+    /// The version of the instance, for callers that choose by it.
     #[arg(long, value_name = "VERSION", requires = "service", id = "app-version")]
     version: Option<String>,
+    /// The zone of the instance, for callers that prefer their own.
     #[arg(long, requires = "service")]
     zone: Option<String>,
     /// Share of the traffic relative to the service's other instances.
@@ -52,10 +54,10 @@ pub struct Register {
     /// What it speaks: http1 or http2.
     #[arg(long, requires = "service")]
     protocol: Option<String>,
-    /// Can be given several times.
+    /// A tag, where the registry has such. Can be given several times.
     #[arg(long = "tag", value_name = "TAG", requires = "service")]
     tags: Vec<String>,
-    /// Can be given several times.
+    /// Metadata of the instance. Can be given several times.
     #[arg(long = "meta", value_name = "KEY=VALUE", requires = "service")]
     metadata: Vec<String>,
     /// How it is checked: `tcp` (by default), a path for HTTP, `grpc`, or `grpc:SERVICE`.

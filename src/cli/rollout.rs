@@ -9,7 +9,7 @@ use anyhow::bail;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use std::fmt::Write;
 
-/// Shows how far rollouts are, and starts, pauses, resumes, promotes or aborts one.
+/// Show how far rollouts are; start, pause, resume, promote or abort one.
 ///
 /// What is asked for goes to the registry's store, so it is in force in every pillion, whichever is asked.
 #[derive(Debug, Clone, clap::Args)]

@@ -4,7 +4,7 @@ use super::client::{self, Align, Asking, Table, age, printable};
 use crate::admin::view::{self, NotFollowed, Source, State, Summary};
 use std::{collections::BTreeMap, fmt::Write};
 
-/// Lists the services that a running pillion follows, and where it learns about them.
+/// List the services that a running pillion follows, and where it learns about them.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Services {
     #[command(flatten)]

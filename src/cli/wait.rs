@@ -12,7 +12,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// Waits until a pillion is ready. It need not even run yet.
+/// Wait until a pillion is ready. It need not even run yet.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Wait {
     #[command(flatten)]

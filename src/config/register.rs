@@ -196,11 +196,11 @@ impl Serialize for RegisterPort {
     }
 }
 
-/// A map with one of these keys, each a text.
-fn one_of(keys: &[&str]) -> Vec<Schema> {
-    let each = keys.iter().map(|key| {
+/// A map with one of these keys, each a text, and what it says.
+fn one_of(keys: &[(&str, &str)]) -> Vec<Schema> {
+    let each = keys.iter().map(|(key, description)| {
         let mut properties = serde_json::Map::new();
-        properties.insert((*key).into(), serde_json::json!({ "type": "string" }));
+        properties.insert((*key).into(), serde_json::json!({ "type": "string", "description": description }));
         json_schema!({ "type": "object", "properties": properties, "required": [key], "additionalProperties": false })
     });
     each.collect()
@@ -213,7 +213,10 @@ impl JsonSchema for RegisterAddress {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         let mut forms = vec![json_schema!({ "type": "string" })];
-        forms.extend(one_of(&["interface", "network"]));
+        forms.extend(one_of(&[
+            ("interface", "The first address of this network interface, IPv4 before IPv6."),
+            ("network", "The only address of this machine that is in this network, e.g. 10.0.0.0/8."),
+        ]));
         json_schema!({ "description": "Where others reach it.", "anyOf": forms })
     }
 }
@@ -225,9 +228,15 @@ impl JsonSchema for RegisterPort {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         let mut forms = vec![json_schema!({ "type": "integer", "minimum": 1, "maximum": 65535 })];
-        forms.extend(one_of(&["env", "file", "listener", "pid_file"]));
+        forms.extend(one_of(&[
+            ("env", "An environment variable of pillion's."),
+            ("file", "A file with the number in it, which may come later and change."),
+            ("listener", "The port of this listener of pillion's."),
+            ("pid_file", "The port on which the process listens whose id is in this file, or one that it started."),
+        ]));
         forms.push(json_schema!({ "const": "command" }));
-        let pid = json_schema!({ "type": "integer", "minimum": 1 });
+        let description = "The port on which this process listens, or one that it started.";
+        let pid = json_schema!({ "type": "integer", "minimum": 1, "description": description });
         forms.push(json_schema!({
             "type": "object", "properties": { "pid": pid }, "required": ["pid"], "additionalProperties": false,
         }));

@@ -99,7 +99,9 @@ impl JsonSchema for Target {
 #[derive(Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields, default)]
 struct ValueMatchMap {
+    /// The whole value.
     exact: Option<String>,
+    /// What the value begins with.
     prefix: Option<String>,
     /// For the whole value.
     regex: Option<String>,

@@ -18,6 +18,7 @@ mod ejection;
 mod emptied;
 mod explain;
 mod explain_listeners;
+mod failures;
 mod fallback;
 mod faults;
 mod faulty_connections;
@@ -80,6 +81,8 @@ mod real_eureka;
 mod real_failover;
 #[cfg(feature = "real-servers")]
 mod real_first_bytes;
+#[cfg(feature = "real-servers")]
+mod real_first_request;
 #[cfg(feature = "real-servers")]
 mod real_fleet;
 #[cfg(feature = "real-servers")]

@@ -24,6 +24,7 @@ pub struct App {
     /// From whose address its connections come.
     #[serde(default)]
     pub source: AppSource,
+    /// As a service's.
     #[serde(default)]
     pub timeouts: Timeouts,
     #[serde(default)]

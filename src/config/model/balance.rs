@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
+/// Who gets which request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct Balance {
@@ -99,6 +100,7 @@ pub struct Hash {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ZoneAware {
+    /// Whether zones count.
     pub aware: bool,
     /// With fewer endpoints, zones do not matter.
     pub min_endpoints: u32,

@@ -38,13 +38,16 @@ pub enum FallbackOn {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FixedResponse {
+    /// Its status.
     #[schemars(range(min = 200, max = 599))]
     pub status: u16,
+    /// Its body; or else `file`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub body: Option<String>,
     /// A file with the body. It is read with the config.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
+    /// Its `content-type`.
     pub content_type: String,
     /// Further headers.
     #[serde(skip_serializing_if = "IndexMap::is_empty")]

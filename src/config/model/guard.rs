@@ -10,6 +10,7 @@ use std::time::Duration;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Guard {
+    /// Whether a sudden loss is doubted.
     pub enabled: bool,
     /// More than so many of the instances, in percent, gone within `grace` is sudden; all of them always is.
     pub lost: u32,

@@ -59,6 +59,7 @@ pub struct HttpCheck {
     /// The `Host`; by default the service's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
+    /// The method of the request.
     pub method: String,
     /// Statuses that pass: numbers and ranges.
     pub statuses: Vec<StatusRange>,

@@ -37,6 +37,7 @@ pub struct Delay {
 #[serde(deny_unknown_fields)]
 pub struct Abort {
     pub percent: Percent,
+    /// What HTTP callers get.
     #[serde(default = "unavailable")]
     #[schemars(range(min = 400, max = 599))]
     pub status: u16,

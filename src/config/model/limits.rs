@@ -32,7 +32,9 @@ pub struct Limits {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdaptiveLimit {
+    /// The limit is never below this.
     pub min: u32,
+    /// The limit is never above this.
     pub max: u32,
     /// How many times as long as usual responses may take before fewer requests are sent. From 1.0 to 10.0.
     pub tolerance: f64,
@@ -63,6 +65,7 @@ pub struct RateLimit {
 pub struct CallerRate {
     /// The request header that names the caller. Requests without it count as one caller.
     pub header: String,
+    /// As many for each caller.
     pub per_second: u32,
     /// How many may come at once after a pause; by default as many as in a second.
     #[serde(default, skip_serializing_if = "Option::is_none")]

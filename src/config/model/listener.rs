@@ -15,7 +15,9 @@ use std::{net::SocketAddr, time::Duration};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Listener {
+    /// What it is called, in metrics and logs.
     pub name: String,
+    /// `IP:PORT`.
     pub listen: SocketAddr,
     #[serde(default)]
     pub protocol: ListenerProtocol,

@@ -8,7 +8,9 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct AccessLog {
+    /// Which requests have a line.
     pub mode: AccessLogMode,
+    /// How a line is written.
     pub format: LogFormat,
     /// The share of successful requests that is logged with `mode: all`, from 0.0 to 1.0.
     pub sample: Sample,
@@ -45,6 +47,7 @@ pub enum LogFormat {
 pub struct Log {
     /// `error`, `warn`, `info`, `debug`, `trace`, or per module: `info,pillion::registry=debug`. Can be changed while running.
     pub level: String,
+    /// How a line is written.
     pub format: LogFormat,
 }
 

@@ -104,10 +104,13 @@ pub struct Node {
     /// The local application's service name. Services that it calls through pillion are told it, in `x-pillion-caller`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
+    /// The environment, for registrations and for the `env_label` of a registry's `scope`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub env: Option<String>,
+    /// The zone, for `balance.zone`, `zone_hints` of Kubernetes, and registrations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,
+    /// The version, for registrations and for `version_baggage` of a listener's `app`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
 }
@@ -131,6 +134,7 @@ pub enum Auto {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Admin {
+    /// Where it listens.
     pub listen: SocketAddr,
     /// Take requests that change something (`POST /api/drain`, `POST /api/quit`, `PUT /api/log`) from other machines and pods,
     /// too. By default only from loopback addresses, whatever `listen` is: nothing else says who asks.

@@ -10,6 +10,7 @@ use std::time::Duration;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Breaker {
+    /// Whether it keeps anybody out.
     pub enabled: bool,
     /// So many failures in a row open it, or two if there was no success for two seconds while the others did well; 0 means
     /// any number is borne. A failure is a 5xx other than 501, no response, a
@@ -42,12 +43,14 @@ pub struct BreakerOpen {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Outlier {
+    /// Whether it keeps anybody out.
     pub enabled: bool,
     /// Its success rate of the last ten seconds is below the mean of all by more than so many standard deviations, and
     /// by 5 percent at least.
     pub deviations: Deviations,
     /// Only if so many endpoints had `min_requests`.
     pub min_endpoints: u32,
+    /// An endpoint counts if it had so many requests in ten seconds.
     pub min_requests: u32,
     /// As in `breaker`.
     pub max_ejected: u32,

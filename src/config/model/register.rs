@@ -58,8 +58,10 @@ pub struct Register {
     pub protocol: Option<Protocol>,
     /// Whether it wants TLS.
     pub tls: bool,
+    /// Tags of the instance, where the registry has such.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
+    /// Metadata of the instance.
     #[serde(skip_serializing_if = "IndexMap::is_empty")]
     pub metadata: IndexMap<String, String>,
     /// When the entry is neither renewed nor taken out, because pillion was killed, the registry forgets it after this.

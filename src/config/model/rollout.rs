@@ -79,6 +79,7 @@ pub enum RolloutEvidence {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ErrorRateGuard {
+    /// Whether errors are looked at.
     pub enabled: bool,
     /// The canary's may be so many times the baseline's, plus `margin`. From 1.0 to 100.0.
     pub ratio: f64,
@@ -93,6 +94,7 @@ pub struct ErrorRateGuard {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LatencyGuard {
+    /// Whether latencies are looked at.
     pub enabled: bool,
     /// The canary's may be so many times the baseline's, plus `margin`. From 1.0 to 100.0.
     pub ratio: f64,

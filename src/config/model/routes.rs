@@ -112,6 +112,7 @@ enum OneOrMany<T> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct PathMatch {
+    /// The whole path, without the query.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exact: Option<String>,
     /// By whole segments: `/users` is the start of `/users` and `/users/1`, and not of `/users2`.
@@ -148,8 +149,10 @@ pub struct Target {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sticky {
+    /// A header's value.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub header: Option<String>,
+    /// A cookie's value.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cookie: Option<String>,
     /// The address that the request comes from.
@@ -174,7 +177,9 @@ pub struct SetCookie {
     #[serde(with = "human::optional", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<human::Text>")]
     pub max_age: Option<Duration>,
+    /// The cookie's `Path`.
     pub path: String,
+    /// The cookie's `Domain`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
     /// Browsers send it over TLS only.
@@ -205,8 +210,10 @@ pub struct Redirect {
     /// `http` or `https`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scheme: Option<String>,
+    /// Another host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
+    /// Another port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
     /// The whole path. The query stays.
@@ -237,6 +244,7 @@ pub struct HeaderEdit {
     /// Besides what is there.
     #[serde(skip_serializing_if = "IndexMap::is_empty")]
     pub add: IndexMap<String, String>,
+    /// Headers that are taken away.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub remove: Vec<String>,
 }
@@ -282,6 +290,7 @@ pub enum WhenEmpty {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct VersionOverride {
+    /// Whether requests can.
     pub enabled: bool,
     /// The header whose value is the subset's name.
     pub header: String,

@@ -24,6 +24,7 @@ pub struct Service {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(with = "Vec<String>")]
     pub addresses: Vec<VirtualAddress>,
+    /// Who gets which request.
     pub balance: Balance,
     /// What the upstreams speak. Without it: what the registry says; `http2` for gRPC requests; what ALPN settles
     /// where TLS is used; `http1` otherwise.
@@ -32,6 +33,7 @@ pub struct Service {
     /// Use TLS to the upstreams, with these settings. Without it: if the registry says so, with the system's authorities.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
+    /// How long what may take.
     pub timeouts: Timeouts,
     pub retry: Retry,
     /// Without it, a request goes to one endpoint at a time.
@@ -86,6 +88,7 @@ pub enum Protocol {
     Http2,
 }
 
+/// How long what may take.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Timeouts {

@@ -4,10 +4,11 @@ use crate::config::{Origin, load, read, schema};
 use std::path::{Path, PathBuf};
 
 /// Those that are about pillion's config from their first example on, which is a whole one.
-const WHOLE_FIRST: [&str; 10] = [
+const WHOLE_FIRST: [&str; 11] = [
     "README.md",
     "inbound.md",
     "proxy.md",
+    "registering.md",
     "registries.md",
     "rollouts.md",
     "routes.md",

@@ -12,6 +12,7 @@ mod nacos;
 mod printing;
 mod reading;
 mod redis;
+mod reference;
 mod register;
 mod registries;
 mod rollouts;

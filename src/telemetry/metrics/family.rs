@@ -8,7 +8,7 @@ macro_rules! families {
         #[derive(Debug, Clone, Copy)]
         pub(super) enum Family { $($id),* }
 
-        const TABLE: &[(&str, MetricType, &str)] = &[$(($name, MetricType::$kind, $help)),*];
+        pub(super) const TABLE: &[(&str, MetricType, &str)] = &[$(($name, MetricType::$kind, $help)),*];
     };
 }
 

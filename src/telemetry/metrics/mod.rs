@@ -13,6 +13,8 @@ mod mirror;
 mod openmetrics;
 mod process;
 mod red;
+#[cfg(test)]
+mod reference;
 mod registration;
 mod rollout;
 mod routes;

@@ -18,6 +18,7 @@ pub struct EtcdRegistry {
     /// The part of the key before the service name. Each layout has its framework's own as default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefix: Option<String>,
+    /// Goes with `password`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -16,6 +16,7 @@ pub struct EurekaRegistry {
     /// is used, and the next one when it fails. The path is `/eureka` with Spring Cloud and `/eureka/v2` with Netflix's
     /// own server.
     pub servers: Vec<String>,
+    /// Goes with `password`; sent by HTTP's basic authentication.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]

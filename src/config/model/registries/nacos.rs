@@ -35,6 +35,7 @@ pub struct NacosRegistry {
     #[serde(with = "human")]
     #[schemars(with = "human::Text")]
     pub poll: Duration,
+    /// Goes with `password`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]

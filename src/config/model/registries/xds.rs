@@ -71,12 +71,16 @@ pub struct XdsNode {
     pub id: Option<String>,
     /// What nodes of one kind have in common; nothing to do with the clusters that are asked for.
     pub cluster: String,
+    /// Of the node's locality.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
+    /// Of the node's locality.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,
+    /// Of the node's locality.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sub_zone: Option<String>,
+    /// What else the control plane is told of the node.
     #[serde(skip_serializing_if = "IndexMap::is_empty")]
     pub metadata: IndexMap<String, String>,
 }
