@@ -9,6 +9,6 @@ pub struct Schema {}
 
 impl Schema {
     pub fn run(self) -> anyhow::Result<()> {
-        super::say(&format!("{:#}\n", serde_json::to_value(config::schema())?))
+        super::say(config::SCHEMA)
     }
 }

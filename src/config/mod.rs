@@ -37,5 +37,5 @@ pub use model::*;
 pub use print::{flow_scalar, print};
 pub use read::read;
 pub use register::NameError;
-pub use schema::schema;
+pub use schema::{SCHEMA, schema};
 pub use stored::read_stored;

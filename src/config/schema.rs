@@ -3,6 +3,10 @@
 use super::Config;
 use serde_json::{Map, Value, json};
 
+/// As text. It stands in a file, because what makes it would be a twentieth of the program, for something that never changes
+/// while that runs; a test compares the two.
+pub const SCHEMA: &str = include_str!("schema.json");
+
 /// Made from the types, and widened by what the loader takes of every type.
 pub fn schema() -> Value {
     let mut schema = schemars::schema_for!(Config).to_value();

@@ -1,6 +1,6 @@
 //! docs/config.md: every key, from the types themselves.
 
-use crate::config::Config;
+use crate::config::{Config, schema};
 use serde_json::{Map, Value};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -320,15 +320,24 @@ fn reference() -> (String, Vec<String>) {
 fn every_key_is_documented_as_the_code_has_it() {
     let (text, undescribed) = reference();
     assert!(undescribed.is_empty(), "these have no description: {undescribed:#?}");
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/config.md");
+    is_made_from_the_code("docs/config.md", &text);
+}
+
+#[test]
+fn the_schema_that_is_printed_is_that_of_the_types() {
+    is_made_from_the_code("src/config/schema.json", &format!("{:#}\n", schema()));
+}
+
+fn is_made_from_the_code(file: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
     if std::env::var_os(WRITE).is_some() {
-        std::fs::write(&path, &text).unwrap();
+        std::fs::write(&path, text).unwrap();
     }
     let there = std::fs::read_to_string(&path).unwrap_or_default();
     let first = there.lines().zip(text.lines()).find(|(there, made)| there != made);
     assert!(
         there == text,
-        "docs/config.md is not what the code says; `{WRITE}=1 cargo test --lib reference` makes it anew: {first:#?}"
+        "{file} is not what the code says; `{WRITE}=1 cargo test --lib reference` makes it anew: {first:#?}"
     );
 }
 
