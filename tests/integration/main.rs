@@ -10,6 +10,7 @@ mod connect;
 mod consumers;
 mod cut_anywhere;
 mod demo;
+mod dns;
 #[cfg(feature = "real-servers")]
 mod dns_relay;
 mod drain;
