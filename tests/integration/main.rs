@@ -72,6 +72,8 @@ mod real_deploy_kubernetes;
 #[cfg(feature = "real-servers")]
 mod real_dns;
 #[cfg(feature = "real-servers")]
+mod real_dns_capture;
+#[cfg(feature = "real-servers")]
 mod real_dns_trouble;
 #[cfg(feature = "real-servers")]
 mod real_etcd;
