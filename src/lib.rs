@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod config;
 pub mod demo;
 pub mod discovery;
+pub mod dns;
 pub mod drain;
 pub mod durable;
 pub mod error;

@@ -1,4 +1,4 @@
-//! A DNS server's answer.
+//! A DNS server's answer, and a question that it is asked.
 
 #![no_main]
 
@@ -7,6 +7,7 @@ use pillion::fuzzing::dns;
 use pillion_fuzz::check;
 
 fuzz_target!(|message: &[u8]| {
+    let _ = dns::answers(message);
     if let Some(instances) = dns::instances(message) {
         check(&instances);
     }

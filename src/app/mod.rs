@@ -16,6 +16,7 @@ use crate::{
     admin,
     config::{self, Config},
     discovery::{self, Discovery, snapshot::Store},
+    dns,
     drain::{Drain, End},
     inbound::LocalApps,
     net::{
@@ -109,6 +110,7 @@ impl App {
         let metrics = Metrics::new(WORDS);
         let access_log = AccessLog::start(&config.access_log, metrics.access_log_dropped.clone())?;
         let telemetry = Arc::new(Telemetry { metrics, access_log });
+        let questions = config.dns.as_ref().map(|dns| dns::Sockets::bind(dns, config.upgrade.is_some())).transpose()?;
         let registries = RegistrySet::default().changed_to(&config, &mut legacy).await?;
         let snapshots = telemetry.metrics.snapshots.clone();
         let store = config.discovery.snapshot.as_ref().map(|snapshot| Store::open(snapshot, snapshots)).transpose()?;
@@ -116,6 +118,10 @@ impl App {
             Discovery::new(config.clone(), registries.handles(), store.clone(), telemetry.clone())?;
         let mut tasks = JoinSet::new();
         tasks.spawn(discovery.run());
+        if let (Some(settings), Some(sockets)) = (&config.dns, questions) {
+            let server = dns::Server::new(settings, handle.clone(), telemetry.metrics.dns())?;
+            tasks.spawn(sockets.serve(server)?);
+        }
         let (registrar, registering) = Registrar::new(telemetry.clone());
         tasks.spawn(registrar.run());
         let workers = Workers::start(config.workers.count(), &handle, &telemetry)?;
@@ -273,6 +279,7 @@ impl App {
         ensure!(old.workers.count() == new.workers.count(), "`workers` cannot change while pillion runs; restart it");
         ensure!(old.admin.listen == new.admin.listen, "`admin.listen` cannot change while pillion runs; restart it");
         ensure!(old.log.format == new.log.format, "`log.format` cannot change while pillion runs; restart it");
+        ensure!(old.dns == new.dns, "`dns` cannot change while pillion runs; restart it");
         let same_snapshot = old.discovery.snapshot == new.discovery.snapshot;
         ensure!(same_snapshot, "`discovery.snapshot` cannot change while pillion runs; restart it");
         if old.access_log.path != new.access_log.path {

@@ -99,6 +99,8 @@ fn called(out: &mut String, step: &CalledStep) {
         Whose::Nobodys => "no service has that is followed, so it goes by the name it asks for".to_owned(),
         Whose::Endpoint => format!("an endpoint of {service} has"),
         Whose::Service => format!("{service} has by `addresses`"),
+        Whose::Name => format!("{service} has by its DNS name"),
+        Whose::NoName => "would be that of a DNS name, and no registry lists a service whose it is".to_owned(),
         Whose::Several => format!("several services have, {service} among them, so it goes by the name it asks for"),
     };
     match address {

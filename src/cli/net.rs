@@ -17,7 +17,8 @@ use listing::InForce;
 use options::Options;
 use std::process::ExitCode;
 
-/// Make the kernel send applications' TCP connections through pillion, without a change to the applications.
+/// Make the kernel send applications' TCP connections, and their DNS questions if told to, through pillion, without a change to the
+/// applications.
 ///
 /// It needs `nft`, and the right to change the network: root on a machine, NET_ADMIN in a pod's init container. All rules are in
 /// one table of their own, `inet pillion` (and with --keep-source in the routing table 4140); nothing else is touched.

@@ -36,7 +36,7 @@ pub struct Owner {
 /// What an address is to its service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// One that the config gives it: nobody listens there, all its endpoints are meant.
+    /// One that the config or a DNS answer gives it: nobody listens there, all its endpoints are meant.
     Virtual,
     /// That of the endpoint with this number, unless there was a change.
     Endpoint(usize),
@@ -49,6 +49,13 @@ struct Index {
     sockets: HashMap<SocketAddr, Owner, foldhash::fast::FixedState>,
     /// Virtual addresses with all their ports.
     ips: HashMap<IpAddr, Owner, foldhash::fast::FixedState>,
+}
+
+impl Owner {
+    /// Of an address that stands for a service alone.
+    pub(super) fn virtual_of(service: Arc<str>) -> Self {
+        Self { service, kind: Kind::Virtual, is_shared: false }
+    }
 }
 
 impl Addresses {

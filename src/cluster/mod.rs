@@ -14,6 +14,7 @@ pub mod outlier;
 pub mod snapshot;
 pub mod subset;
 pub mod table;
+mod virtuals;
 
 /// What threads share. `tests/interleavings.rs` puts a model checker's in their place.
 use std::sync::atomic;

@@ -12,6 +12,7 @@ use super::{
     limit::{Gate, Limits},
     snapshot::Snapshot,
     subset::Subset,
+    virtuals::Virtuals,
 };
 use crate::{
     config::Service,
@@ -50,6 +51,7 @@ pub fn has_capitals(name: &str) -> bool {
 pub struct Table {
     clusters: ArcSwap<Map>,
     addresses: Addresses,
+    virtuals: Virtuals,
 }
 
 impl Table {
@@ -99,9 +101,21 @@ impl Table {
         self.len() == 0
     }
 
-    /// The service that this address belongs to, of all that are followed.
+    /// The service that this address belongs to: of all that are followed, or that were when DNS answers gave it to them.
     pub fn owner(&self, address: SocketAddr) -> Option<Owner> {
-        self.addresses.owner(address, || self.all())
+        let names = || self.all().into_iter().map(|cluster| cluster.name.clone());
+        let given = || {
+            let ip = address.ip();
+            let service = self.virtuals.owner(ip).or_else(|| self.virtuals.owner_among(ip, names()))?;
+            Some(Owner::virtual_of(service))
+        };
+        let owner = self.addresses.owner(address, || self.all());
+        if owner.is_none() && self.virtuals.is_virtual(address.ip()) { given() } else { owner }
+    }
+
+    /// The addresses that DNS answers give.
+    pub fn virtuals(&self) -> &Virtuals {
+        &self.virtuals
     }
 
     pub fn insert(&self, cluster: Arc<Cluster>) {

@@ -1,7 +1,7 @@
 //! From a file, flags and the environment to a checked [`Config`].
 
 use super::{
-    Config, FixedResponse, Listener, RegisterPort, Registry, Service,
+    Config, Direction, FixedResponse, Listener, RegisterPort, Registry, Service, Transparent,
     env::{self, Env},
     error::{Errors, Faults, Path, Place, Step},
     layers::{self, Overrides},
@@ -95,7 +95,7 @@ pub fn load(source: Origin, env: &Env<'_>) -> Result<Loaded, Errors> {
             config = config.effective();
         }
         validate::check(&config, &root, &mut faults);
-        Some(Loaded { config, tree: root })
+        Some(Loaded { config: config.with_suffix_of_dns(), tree: root })
     });
     faults.or(name.as_deref(), loaded)
 }
@@ -208,6 +208,18 @@ impl Config {
     pub fn effective(mut self) -> Self {
         if self.listeners.is_empty() {
             self.listeners.push(Listener::egress());
+        }
+        self
+    }
+
+    /// What applications call by the names that DNS answers know, they name so in requests, too.
+    fn with_suffix_of_dns(mut self) -> Self {
+        let Some(dns) = &self.dns else { return self };
+        let is_outbound = |it: &Transparent| it.direction == Direction::Outbound;
+        for listener in self.listeners.iter_mut().filter(|it| it.transparent.as_ref().is_some_and(is_outbound)) {
+            if !listener.host_suffixes.contains(&dns.suffix) {
+                listener.host_suffixes.push(dns.suffix.clone());
+            }
         }
         self
     }

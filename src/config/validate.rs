@@ -5,6 +5,7 @@ mod balance;
 mod conditions;
 mod connect;
 mod discovery;
+mod dns;
 mod drain;
 mod fallback;
 mod health_check;
@@ -80,6 +81,7 @@ pub(super) fn check(config: &Config, root: &Node, faults: &mut Faults) {
     }
     check.used_by_services(&services, &listeners, config);
     check.virtual_addresses(&services, &spot.key("defaults"), config);
+    check.dns_server(&spot, config);
     check.circles(&services, &spot.key("defaults"), config);
     let Routing { store, rollouts } = &config.routing;
     let routing = spot.key("routing");
@@ -232,6 +234,11 @@ impl<'t> Check<'_, 't> {
                 let spot = self.registries.key(name).key("listen");
                 taken.push((embedded.listen, format!("the registry `{}`", shorten(name)), spot));
             }
+        }
+        for (index, address) in config.dns.iter().flat_map(|dns| dns.listen.iter().enumerate()) {
+            let at = (*address, "`dns`".to_owned(), root.key("dns").key("listen").live_item(index));
+            taken.push(at.clone());
+            datagrams.push(at);
         }
         self.differ(taken);
         self.differ(datagrams);

@@ -9,6 +9,7 @@ mod following;
 mod guard;
 mod kept;
 mod linger;
+mod listing;
 mod nearness;
 mod publisher;
 mod rollouts;
@@ -43,12 +44,14 @@ use dynamic::Dynamic;
 use follower::Follower;
 use futures_util::future::join_all;
 use indexmap::IndexMap;
+use listing::{Listing, Names};
 use publisher::Known;
 use rollouts::Rollouts;
 use settings::{Over, SettingsFor};
 use snapshot::Store;
 use std::{
     collections::{BTreeSet, HashMap},
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -89,6 +92,7 @@ pub struct Handle {
 enum Order {
     Follow { service: String, reply: oneshot::Sender<Result<Arc<Cluster>, ProxyError>> },
     Status { service: String, reply: oneshot::Sender<Status> },
+    Names { reply: oneshot::Sender<Names> },
     Routes { reply: oneshot::Sender<RoutesStatus> },
     Rollouts { reply: oneshot::Sender<RolloutsStatus> },
     Command { service: String, command: Command, reply: oneshot::Sender<Result<RolloutState, NotDone>> },
@@ -145,6 +149,15 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         let _ = self.orders.send(Order::Status { service: service.into(), reply });
         answer.await.unwrap_or_default()
+    }
+
+    /// The service that has a virtual address which nobody was given since the start: one that a registry lists, and whose name
+    /// makes it. Asks the registries.
+    pub async fn owner_of_virtual(&self, ip: IpAddr) -> Option<Arc<str>> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.orders.send(Order::Names { reply });
+        let names = answer.await.ok()?.await;
+        self.table.virtuals().owner_among(ip, names.iter().cloned())
     }
 
     /// What the store of routes has, and what of it is in force.
@@ -211,6 +224,7 @@ pub struct Discovery {
     config: Arc<Config>,
     registries: Registries,
     followers: HashMap<String, Follower>,
+    listing: Listing,
     first_answer: Arc<AtomicU64>,
     /// Where what sources say is kept on disk.
     store: Option<Arc<Store>>,
@@ -252,6 +266,7 @@ impl Discovery {
             config: config.clone(),
             registries,
             followers: HashMap::new(),
+            listing: Listing::default(),
             first_answer,
             store,
             dynamic,
@@ -299,6 +314,9 @@ impl Discovery {
             }
             Order::Status { service, reply } => {
                 let _ = reply.send(self.followers.get(&service).map(Follower::status).unwrap_or_default());
+            }
+            Order::Names { reply } => {
+                let _ = reply.send(self.listing.names(&self.config, &self.registries));
             }
             Order::Routes { reply } => {
                 let _ = reply.send(self.dynamic.status());

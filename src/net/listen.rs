@@ -42,6 +42,20 @@ pub fn bind_udp(address: SocketAddr, count: usize) -> io::Result<Vec<net::UdpSoc
     Ok(sockets)
 }
 
+/// One for connections and one for datagrams, at the same port. `shared`: with another process of this user, which had to open
+/// its own like this.
+pub fn bind_both(address: SocketAddr, shared: bool) -> io::Result<(net::TcpListener, net::UdpSocket)> {
+    let mut tries = 0;
+    loop {
+        let tcp = open(address, shared)?;
+        match open_udp(tcp.local_addr()?, shared) {
+            // A port that is free for the one may be taken for the other.
+            Err(error) if address.port() == 0 && error.kind() == io::ErrorKind::AddrInUse && tries < 100 => tries += 1,
+            udp => return Ok((tcp, udp?)),
+        }
+    }
+}
+
 /// The sockets of one listener.
 #[derive(Debug)]
 pub enum Sockets {

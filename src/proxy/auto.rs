@@ -86,11 +86,12 @@ async fn find_out(
     record: &mut Record,
 ) -> Result<Spoken, ProxyError> {
     let (settings, telemetry) = (record.listener().settings(), record.listener().telemetry.clone());
-    let called = match &settings.transparent {
+    let mut called = match &settings.transparent {
         Some(transparent) => Some(Called::of(client, peer, transparent, proxy)?),
         None => None,
     };
-    if let Some(called) = &called {
+    if let Some(called) = &mut called {
+        called.find_owner(proxy).await;
         record.asks_for(&called.address().to_string());
     }
     let mut start = BytesMut::new();

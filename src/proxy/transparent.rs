@@ -60,6 +60,8 @@ pub struct Called {
     direction: Direction,
     unknown: Unknown,
     owner: Option<Owned>,
+    /// One of those that only services have, and nobody at all elsewhere.
+    is_virtual: bool,
     /// The address, as if it were a service; once it is needed.
     stranger: OnceCell<Arc<Cluster>>,
 }
@@ -97,19 +99,31 @@ impl Called {
         // An application here is called by its port, whatever services have it.
         let is_outbound = transparent.direction == Direction::Outbound;
         let owner = table.owner(address).filter(|_| is_outbound).and_then(|owner| {
-            let snapshot = table.get(&owner.service)?.load().clone();
             let is_there = |endpoint: &&Arc<Endpoint>| match endpoint.instance.address {
                 Address::Ip(there) => original::canonical(there) == address,
                 Address::Name { .. } => false,
             };
             let endpoint = match owner.kind {
+                // It may not be followed any more, and is again from the next request on.
                 Kind::Virtual => None,
-                Kind::Endpoint(number) => snapshot.endpoints.get(number).filter(is_there).cloned(),
+                Kind::Endpoint(number) => {
+                    table.get(&owner.service)?.load().endpoints.get(number).filter(is_there).cloned()
+                }
             };
             Some(Owned { service: owner.service, endpoint, is_shared: owner.is_shared })
         });
+        let is_virtual = is_outbound && table.virtuals().is_virtual(address.ip());
         let (direction, unknown) = (transparent.direction, transparent.unknown());
-        Ok(Self { address, direction, unknown, owner, stranger: OnceCell::new() })
+        Ok(Self { address, direction, unknown, owner, is_virtual, stranger: OnceCell::new() })
+    }
+
+    /// Finds out whose a virtual address is that nobody has asked for since the start: clients keep addresses for longer.
+    pub async fn find_owner(&mut self, proxy: &Proxy) {
+        if self.owner.is_none() && self.is_virtual {
+            let asked = proxy.discovery.owner_of_virtual(self.address.ip());
+            let service = Box::pin(timeout(PATIENCE, asked)).await.ok().flatten();
+            self.owner = service.map(|service| Owned { service, endpoint: None, is_shared: false });
+        }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -127,7 +141,7 @@ impl Called {
     }
 
     pub fn passes(&self) -> bool {
-        self.owner.is_some() || self.unknown == Unknown::Pass
+        self.owner.is_some() || (self.unknown == Unknown::Pass && !self.is_virtual)
     }
 
     /// The endpoint whose own address was called.
@@ -205,6 +219,14 @@ impl Called {
     }
 
     fn stranger(&self, proxy: &Proxy, telemetry: &Telemetry) -> Result<Arc<Cluster>, ProxyError> {
+        if self.is_virtual {
+            let detail = format!(
+                "{} is of those that DNS answers give to services (dns.addresses), and it is not known to which; its name has to be \
+                 asked for again",
+                self.address
+            );
+            return Err(ProxyError::new(Reason::UnknownService, detail));
+        }
         match self.unknown {
             Unknown::Pass => Ok(self.stranger.get_or_init(|| proxy.strangers.cluster(self.address, telemetry)).clone()),
             Unknown::Refuse => {

@@ -3,13 +3,13 @@
 //! The messages are read by code of our own: five types of records are needed, and the usual crate for all of them brings
 //! the tables of international domain names with it, forty crates in all.
 
-mod answer;
+pub mod answer;
 mod exchange;
 #[cfg(fuzzing)]
 pub mod fuzzing;
-mod message;
+pub mod message;
 mod resolver;
-mod servers;
+pub mod servers;
 mod watch;
 
 use super::{Registry, RegistryError, SetupError, Sink, watch::follow};

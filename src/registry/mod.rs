@@ -5,7 +5,7 @@
 //! (priority of sources, last known good, publishing) is the same for all of them and lives in `discovery`.
 
 mod consul;
-mod dns;
+pub mod dns;
 pub mod embedded;
 mod etcd;
 mod eureka;

@@ -38,6 +38,23 @@ pub enum Dropped {
     Undeliverable,
 }
 
+/// What came of a DNS question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DnsOutcome {
+    /// With a service's address.
+    Answered,
+    /// The service has no address of that kind.
+    NoData,
+    /// There is no such service.
+    NoSuchName,
+    /// Another server has answered it.
+    Forwarded,
+    /// No registry, or no other server, has answered, or there were too many.
+    Failed,
+    /// It is no question, or none that can be answered.
+    Malformed,
+}
+
 /// What an endpoint is counted as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndpointState {
@@ -181,6 +198,7 @@ pub const WORDS: Words = Words {
     pool_closed: &["idle", "age", "full", "peer", "used", "removed"],
     refused: &["limit", "accept_error"],
     dropped: &["full", "undeliverable"],
+    dns: &["answered", "no_data", "nxdomain", "forwarded", "failed", "malformed"],
     endpoints: &["available", "unavailable", "ejected", "unhealthy", "failing"],
     health_checks: &["passed", "failed"],
     ejections: &["consecutive_failures", "failure_percent", "outlier", "no_success"],

@@ -10,6 +10,7 @@ mod connect;
 mod consumers;
 mod cut_anywhere;
 mod demo;
+mod dns;
 #[cfg(feature = "real-servers")]
 mod dns_relay;
 mod drain;
@@ -71,6 +72,8 @@ mod real_deploy;
 mod real_deploy_kubernetes;
 #[cfg(feature = "real-servers")]
 mod real_dns;
+#[cfg(feature = "real-servers")]
+mod real_dns_capture;
 #[cfg(feature = "real-servers")]
 mod real_dns_trouble;
 #[cfg(feature = "real-servers")]

@@ -106,19 +106,26 @@ impl Namespace {
     }
 
     pub fn connect(&self, caller: Caller, address: SocketAddr) -> io::Result<TcpStream> {
-        let stream = self.enter(|| {
-            // The group first: the user may not change it.
-            set_thread_gid(Gid::from_raw(caller.group))?;
-            set_thread_uid(Uid::from_raw(caller.user))?;
+        let stream = self.open_as(caller, || {
             let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
             if caller.mark != 0 {
                 socket.set_mark(caller.mark)?;
             }
             socket.connect_timeout(&address.into(), PATIENCE)?;
-            io::Result::Ok(socket)
+            Ok(socket)
         })?;
         stream.set_nonblocking(true)?;
         TcpStream::from_std(stream.into())
+    }
+
+    /// Opens a socket in here that is that user's and group's from then on.
+    pub fn open_as<T: Send>(&self, caller: Caller, open: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        self.enter(|| {
+            // The group first: the user may not change it.
+            set_thread_gid(Gid::from_raw(caller.group))?;
+            set_thread_uid(Uid::from_raw(caller.user))?;
+            open()
+        })
     }
 
     /// Sends something to whoever takes connections there and resets them, perhaps before their client knows of them.

@@ -97,7 +97,6 @@ impl Setup {
     }
 
     /// Another registry beside the file, with these settings.
-    #[cfg(feature = "real-servers")]
     pub fn registry(mut self, name: &str, settings: &str) -> Self {
         self.registries += &format!("  {name}: {{ {settings} }}\n");
         self
@@ -107,6 +106,12 @@ impl Setup {
     #[cfg(feature = "real-servers")]
     pub fn register(mut self, settings: &str) -> Self {
         self.top += &format!("register: [{{ {settings} }}]\n");
+        self
+    }
+
+    /// Answers DNS questions, as these settings say.
+    pub fn dns(mut self, settings: &str) -> Self {
+        self.top += &format!("dns: {{ {settings} }}\n");
         self
     }
 

@@ -340,7 +340,7 @@ async fn rules_of_others_stay_byte_for_byte() {
         assert_eq!(scene.down().await, "there are no rules of pillion's\n");
         assert_eq!(scene.nft(&["list", "ruleset"]).await, before);
 
-        let flags = "--pillion-user 65532 --exclude-cidrs 10.0.0.0/8,fd00::/8 --inbound-ports all";
+        let flags = "--pillion-user 65532 --dns-port 15053 --exclude-cidrs 10.0.0.0/8,fd00::/8 --inbound-ports all";
         let told = scene.up(flags).await;
         assert!(told.contains("  nobody listens there: until pillion does, these connections are refused\n"), "{told}");
         let own = scene.nft(&["list", "table", "inet", "pillion"]).await;
@@ -352,7 +352,8 @@ async fn rules_of_others_stay_byte_for_byte() {
         let other = scene.up("--pillion-user 65532 --users 1000").await;
         let replaced = scene.nft(&["list", "table", "inet", "pillion"]).await;
         assert!(
-            replaced.contains("skuid 1000") && !replaced.contains("inbound") && !replaced.contains("10.0.0.0"),
+            replaced.contains("skuid 1000")
+                && ["inbound", "10.0.0.0", "dns"].iter().all(|text| !replaced.contains(text)),
             "{replaced}"
         );
         assert!(other.contains("users: 1000") && other.ends_with("inbound, straight:\n  all\n"), "{other}");
@@ -375,8 +376,7 @@ async fn rules_of_others_stay_byte_for_byte() {
 #[tokio::test]
 async fn what_is_printed_for_review_is_what_is_put_in_force() {
     let scene = Scene::new();
-    let flags =
-        "--pillion-user 65532 --pillion-mark 0x70 --exclude-ports 3306 --exclude-cidrs 10.0.0.0/8 --inbound-ports all";
+    let flags = "--pillion-user 65532 --pillion-mark 0x70 --dns-port 15053 --exclude-ports 3306 --exclude-cidrs 10.0.0.0/8 --inbound-ports all";
     let (code, printed, err) = scene.pillion(&format!("net up --print {flags}")).await;
     assert_eq!((code, err.as_str()), (0, ""));
     assert_eq!(scene.nft(&["list", "ruleset"]).await, "", "nothing was touched");

@@ -29,7 +29,7 @@ const USERS: [&str; 3] = ["192.0.2.11:80", "192.0.2.12:80", "[2001:db8::13]:80"]
 pub struct Scene {
     pub machine: Namespace,
     pub world: Namespace,
-    dir: TempDir,
+    pub dir: TempDir,
 }
 
 impl Scene {
@@ -142,7 +142,7 @@ impl Scene {
 }
 
 /// Answers all requests there with the address and the request's host.
-fn web(namespace: &Namespace, address: &str) {
+pub fn web(namespace: &Namespace, address: &str) {
     let listener = namespace.listen(address.parse().unwrap());
     let name = address.to_owned();
     tokio::spawn(async move {
@@ -164,7 +164,7 @@ fn web(namespace: &Namespace, address: &str) {
 }
 
 /// Says its address to all that connect there, and then back what they say.
-fn greeter(namespace: &Namespace, address: &str) {
+pub fn greeter(namespace: &Namespace, address: &str) {
     let listener = namespace.listen(address.parse().unwrap());
     let name = address.to_owned();
     tokio::spawn(async move {
@@ -181,7 +181,7 @@ fn greeter(namespace: &Namespace, address: &str) {
 }
 
 /// What one hears there first, and how long that took.
-async fn greeting(mut stream: TcpStream) -> (String, Duration) {
+pub async fn greeting(mut stream: TcpStream) -> (String, Duration) {
     let begun = Instant::now();
     let mut heard = [0; 64];
     // A reset is an end as well.

@@ -18,7 +18,7 @@ const FLOORS: &[&[&str]] = &[
     &["route"],
     &["cluster", "rollout"],
     &["discovery", "inbound", "registrar"],
-    &["admin", "proxy"],
+    &["admin", "dns", "proxy"],
     &["app"],
     &["demo"],
     &["cli"],

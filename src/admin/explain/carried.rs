@@ -20,6 +20,8 @@ use std::{
 struct Called {
     address: Option<SocketAddr>,
     owner: Option<Owned>,
+    /// One of those that DNS answers give to services, so that nobody is there.
+    is_virtual: bool,
 }
 
 struct Owned {
@@ -43,7 +45,7 @@ impl Explaining<'_> {
                 self.redirected_in(listener, transparent).await
             }
             Some(transparent) => {
-                let called = self.called();
+                let called = self.called().await;
                 let rule = Rule::new(listener);
                 let (way, otherwise) = if self.is_tls() {
                     (self.tls_to(&called, &rule, transparent.unknown()).await, None)
@@ -83,7 +85,7 @@ impl Explaining<'_> {
 
     /// A listener for inbound connections that the kernel redirects: each goes on by the one whose application has the port.
     async fn redirected_in(&self, listener: &config::Listener, transparent: &Transparent) -> Explained {
-        let called = Called { address: self.question.called, owner: None };
+        let called = Called { address: self.question.called, owner: None, is_virtual: false };
         let uri = self.question.request.uri();
         let usual = if self.is_tls() { 443 } else { 80 };
         let port = called.address.map_or_else(|| uri.port_u16().unwrap_or(usual), |address| address.port());
@@ -104,7 +106,7 @@ impl Explaining<'_> {
     }
 
     /// Whom the application called.
-    fn called(&self) -> Called {
+    async fn called(&self) -> Called {
         let table = self.admin.discovery.table();
         let address = self.question.called;
         let owner = address.and_then(|address| table.owner(address).zip(Some(address))).and_then(|(owner, address)| {
@@ -120,7 +122,15 @@ impl Explaining<'_> {
             };
             Some(Owned { cluster, snapshot, endpoint, is_shared: owner.is_shared })
         });
-        Called { address, owner }
+        let is_virtual = address.is_some_and(|address| table.virtuals().is_virtual(address.ip()));
+        let mut called = Called { address, owner, is_virtual };
+        if let (Some(address), true, None) = (address, is_virtual, &called.owner)
+            && let Some(service) = self.admin.discovery.owner_of_virtual(address.ip()).await
+            && let Ok((cluster, snapshot)) = self.cluster(&service).await
+        {
+            called.owner = Some(Owned { cluster, snapshot, endpoint: None, is_shared: false });
+        }
+        called
     }
 
     /// A request whose connection the kernel redirected.
@@ -161,6 +171,10 @@ impl Explaining<'_> {
     fn bytes_to(&self, called: &Called, unknown: Unknown) -> Way {
         let Some(Owned { cluster, snapshot, endpoint, is_shared }) = &called.owner else {
             let outcome = match (unknown, called.address) {
+                _ if called.is_virtual => {
+                    let detail = "the address that was called is of those that DNS answers give to services, and it is not known to which";
+                    Outcome::refused(ProxyError::new(Reason::UnknownService, detail))
+                }
                 (Unknown::Pass, address) => Outcome::Passed { address: address.map(|address| address.to_string()) },
                 (Unknown::Refuse, _) => {
                     let detail = "nobody has the address that was called, and none that is known was named";
@@ -214,9 +228,11 @@ impl Called {
 
     fn step(&self) -> CalledStep {
         let whose = match &self.owner {
+            None if self.is_virtual => Whose::NoName,
             None => Whose::Nobodys,
             Some(Owned { is_shared: true, .. }) => Whose::Several,
             Some(Owned { endpoint: Some(_), .. }) => Whose::Endpoint,
+            Some(Owned { endpoint: None, .. }) if self.is_virtual => Whose::Name,
             Some(Owned { endpoint: None, .. }) => Whose::Service,
         };
         let service = self.owner.as_ref().map(|owner| owner.cluster.name.to_string());

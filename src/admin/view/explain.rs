@@ -62,6 +62,10 @@ pub enum Whose {
     Endpoint,
     /// A service's, as `addresses` says.
     Service,
+    /// A service's, as DNS answers say.
+    Name,
+    /// One of those that DNS answers give, but nobody's that is known.
+    NoName,
     /// Several services', so the address does not say which is meant.
     Several,
 }

@@ -1,19 +1,25 @@
 //! What is in force, as the kernel tells it.
 
 use super::{
-    listeners::{Own, There},
-    rules::{INBOUND, OUTBOUND, TABLE},
+    listeners::{Listener, Own, There},
+    rules::{DNS, INBOUND, OUTBOUND, TABLE},
 };
 use anyhow::anyhow;
 use serde::Serialize;
 use serde_json::Value;
-use std::fmt::Write;
+use std::{collections::BTreeSet, fmt::Write};
+
+/// Where who answers DNS questions listens.
+const RESOLVERS: u16 = 53;
 
 /// What goes through pillion; nothing without rules.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 pub struct InForce {
     outbound: Option<Direction>,
     inbound: Option<Direction>,
+    /// DNS questions; they are not redirected without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dns: Option<Direction>,
     /// The ports of applications here whose answers go back to pillion, which asks as its clients.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub kept_sources: Vec<String>,
@@ -51,6 +57,7 @@ impl InForce {
             let direction = match chain["name"].as_str() {
                 Some(OUTBOUND) => &mut found.outbound,
                 Some(INBOUND) => &mut found.inbound,
+                Some(DNS) => &mut found.dns,
                 _ => return Err(strange()),
             };
             *direction = Some(Direction::default());
@@ -59,11 +66,13 @@ impl InForce {
             let direction = match rule["chain"].as_str() {
                 Some(OUTBOUND) => found.outbound.as_mut(),
                 Some(INBOUND) => found.inbound.as_mut(),
+                Some(DNS) => found.dns.as_mut(),
                 _ => None,
             };
             direction.and_then(|direction| direction.add(rule)).ok_or_else(strange)?;
         }
-        for (is_inbound, direction) in [(false, &mut found.outbound), (true, &mut found.inbound)] {
+        let directions = [(false, &mut found.outbound), (false, &mut found.dns), (true, &mut found.inbound)];
+        for (is_inbound, direction) in directions {
             let Some(direction) = direction else { continue };
             if direction.port == 0 {
                 return Err(strange());
@@ -74,6 +83,16 @@ impl InForce {
             let own = (!is_inbound).then(|| direction.own());
             direction.troubles = there.troubles(is_inbound, own.as_ref());
         }
+        if let Some(dns) = &mut found.dns {
+            let resolvers = there(RESOLVERS).listeners;
+            let users: BTreeSet<u32> = resolvers.iter().filter(|it| dns.redirects(it)).map(|it| it.user).collect();
+            dns.troubles.extend(users.into_iter().map(|user| {
+                format!(
+                    "user {user} answers DNS questions here itself, and those that it asks others for that are redirected, too: if pillion \
+                     asks it, they come back; expected --exclude-users {user}"
+                )
+            }));
+        }
         Ok(found)
     }
 
@@ -82,6 +101,9 @@ impl InForce {
             return "nothing goes through pillion: it has no rules here\n".into();
         }
         let mut out = String::new();
+        if let Some(dns) = &self.dns {
+            dns.words(DNS, &mut out);
+        }
         for (name, direction) in [(OUTBOUND, &self.outbound), (INBOUND, &self.inbound)] {
             match direction {
                 Some(direction) => direction.words(name, &mut out),
@@ -117,6 +139,17 @@ impl Direction {
         };
         list.push(Rule { what: what.strip_suffix(':').unwrap_or(what).into(), values, connections });
         Some(())
+    }
+
+    /// Whether what the owner of this socket sends is redirected, as far as that can be told.
+    fn redirects(&self, listener: &Listener) -> bool {
+        let (user, group) = (listener.user.to_string(), listener.group.map(|group| group.to_string()));
+        let has = |rule: &Rule| match rule.what.rsplit([' ', ',']).next() {
+            Some("groups") => group.as_ref().is_some_and(|group| rule.values.contains(group)),
+            Some("users") => rule.values.is_empty() || rule.values.contains(&user),
+            _ => false,
+        };
+        self.redirected.iter().any(has) && !self.straight.iter().any(has)
     }
 
     /// Whose connections go straight because they are pillion's.

@@ -28,12 +28,16 @@ pub struct Options {
     /// Redirect no outbound connections: only what --inbound-ports and --keep-source say.
     #[arg(
         long,
-        conflicts_with_all = ["outbound_port", "users", "groups", "exclude_users", "exclude_groups", "exclude_ports", "exclude_cidrs"]
+        conflicts_with_all = ["outbound_port", "dns_port", "users", "groups", "exclude_users", "exclude_groups", "exclude_ports", "exclude_cidrs"]
     )]
     no_outbound: bool,
     /// Where pillion takes outbound connections.
     #[arg(long, value_name = "PORT", value_parser = port, default_value_t = 15001)]
     outbound_port: u16,
+    /// DNS questions go to pillion as well, to this port (`dns` of its config; 15053 by custom), over UDP and TCP, whichever server they
+    /// are for. Of these options, only those about users, groups and marks hold for them. Without it, they go straight.
+    #[arg(long, value_name = "PORT", value_parser = port)]
+    dns_port: Option<u16>,
     /// Only connections of these users; without --users and --groups, of all.
     #[arg(long, value_name = "USER", value_parser = user, value_delimiter = ',')]
     users: Vec<u32>,
@@ -46,7 +50,7 @@ pub struct Options {
     /// Connections of these groups go straight.
     #[arg(long, value_name = "GROUP", value_parser = group, value_delimiter = ',')]
     exclude_groups: Vec<u32>,
-    /// Connections to these ports go straight, e.g. `3306,9000-9099`. Those to 53 (DNS) always do.
+    /// Connections to these ports go straight, e.g. `3306,9000-9099`. Those to 53 (DNS) always do, but for --dns-port.
     #[arg(long, value_name = "PORTS", value_delimiter = ',')]
     exclude_ports: Vec<Ports>,
     /// Connections to these addresses go straight, e.g. `10.0.0.0/8,fd00::/8`.
@@ -112,6 +116,10 @@ impl Options {
                 mistakes.push(format!("{flag} and {other} contradict each other about {id}"));
             }
         }
+        if self.dns_port == Some(self.outbound_port) {
+            mistakes
+                .push(format!("--dns-port and --outbound-port are both {}; expected two ports", self.outbound_port));
+        }
         let inbound = self.inbound(&mut mistakes);
         if !mistakes.is_empty() {
             return Err(mistakes);
@@ -122,6 +130,7 @@ impl Options {
         }
         let outbound = Outbound {
             port: self.outbound_port,
+            dns_port: self.dns_port,
             own: Own { users: once(self.pillion_user), groups: once(self.pillion_group), mark: self.pillion_mark },
             users: once(self.users),
             groups: once(self.groups),

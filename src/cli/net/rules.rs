@@ -12,9 +12,13 @@ pub const TABLE: &str = "pillion";
 /// The names of the chains.
 pub const OUTBOUND: &str = "outbound";
 pub const INBOUND: &str = "inbound";
+pub const DNS: &str = "dns";
 
 /// Before what others do to addresses (-100): pillion wants those that the application asked for.
 const PRIORITY: i32 = -110;
+
+/// Before the rules for all connections, of which some are about DNS: what is redirected here is not looked at there.
+const DNS_PRIORITY: i32 = PRIORITY - 1;
 
 /// Only the first packet of a connection. A connection that was there before the kernel began to track connections would look like
 /// a new one in its midst, and would break.
@@ -37,6 +41,8 @@ pub struct Rules {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Outbound {
     pub port: u16,
+    /// Where DNS questions go, if they are redirected as well.
+    pub dns_port: Option<u16>,
     pub own: Own,
     /// Only those of these, if there are any.
     pub users: Vec<u32>,
@@ -75,10 +81,13 @@ impl Display for Rules {
         if self.outbound.is_some() || self.inbound.is_some() {
             writeln!(f, "table inet {TABLE} {{")?;
             if let Some(outbound) = &self.outbound {
-                chain(f, OUTBOUND, "output", &outbound.rules())?;
+                if let Some(port) = outbound.dns_port {
+                    chain(f, DNS, "output", DNS_PRIORITY, &outbound.dns_rules(port))?;
+                }
+                chain(f, OUTBOUND, "output", PRIORITY, &outbound.rules())?;
             }
             if let Some(inbound) = &self.inbound {
-                chain(f, INBOUND, "prerouting", &inbound.rules())?;
+                chain(f, INBOUND, "prerouting", PRIORITY, &inbound.rules())?;
             }
             writeln!(f, "}}")?;
         }
@@ -93,8 +102,8 @@ impl Display for Rules {
     }
 }
 
-fn chain(f: &mut fmt::Formatter, name: &str, hook: &str, rules: &[String]) -> fmt::Result {
-    writeln!(f, "\tchain {name} {{\n\t\ttype nat hook {hook} priority {PRIORITY}; policy accept;")?;
+fn chain(f: &mut fmt::Formatter, name: &str, hook: &str, priority: i32, rules: &[String]) -> fmt::Result {
+    writeln!(f, "\tchain {name} {{\n\t\ttype nat hook {hook} priority {priority}; policy accept;")?;
     rules.iter().try_for_each(|rule| writeln!(f, "\t\t{rule}"))?;
     writeln!(f, "\t}}")
 }
@@ -104,28 +113,50 @@ impl Outbound {
     fn rules(&self) -> Vec<String> {
         let mut rules =
             vec![UNDER_WAY.to_owned(), "oifname \"lo\" return comment \"to this machine itself\"".to_owned()];
-        let own = &self.own;
-        rules.extend(straight("meta skuid", &own.users, "pillion's own, users:"));
-        rules.extend(straight("meta skgid", &own.groups, "pillion's own, groups:"));
-        rules.extend(
-            own.mark.map(|mark| format!("meta mark {mark:#x} return comment \"pillion's own, mark {mark:#x}\"")),
-        );
+        rules.extend(self.own.rules());
         let (v4, v6): (Vec<Cidr>, Vec<Cidr>) = self.excluded_cidrs.iter().partition(|cidr| cidr.address.is_ipv4());
         rules.extend(straight("ip daddr", &v4, "to addresses:"));
         rules.extend(straight("ip6 daddr", &v6, "to addresses:"));
         rules.extend(straight("tcp dport", &self.excluded_ports, "to ports:"));
         rules.extend(straight("meta skuid", &self.excluded_users, "users:"));
         rules.extend(straight("meta skgid", &self.excluded_groups, "groups:"));
+        rules.extend(self.redirects("meta l4proto tcp", self.port));
+        rules
+    }
+
+    /// Whichever server is asked, and wherever it is: many ask one on this machine.
+    fn dns_rules(&self, port: u16) -> Vec<String> {
+        let mut rules = vec![UNDER_WAY.to_owned()];
+        rules.extend(self.own.rules());
+        rules.extend(straight("meta skuid", &self.excluded_users, "users:"));
+        rules.extend(straight("meta skgid", &self.excluded_groups, "groups:"));
+        rules.extend(self.redirects("meta l4proto { tcp, udp } th dport 53", port));
+        rules
+    }
+
+    /// What all users open, or some.
+    fn redirects(&self, what: &str, port: u16) -> Vec<String> {
+        let mut rules = Vec::new();
         if self.users.is_empty() && self.groups.is_empty() {
-            rules.push(redirect(&of_user(ANYBODY), self.port, "all users"));
+            rules.push(redirect(&format!("{what} meta skuid {ANYBODY}"), port, "all users"));
         }
         if !self.users.is_empty() {
-            rules.push(redirect(&of_user(&set(&self.users)), self.port, "users:"));
+            rules.push(redirect(&format!("{what} meta skuid {}", set(&self.users)), port, "users:"));
         }
         if !self.groups.is_empty() {
-            rules.push(redirect(&format!("meta l4proto tcp meta skgid {}", set(&self.groups)), self.port, "groups:"));
+            rules.push(redirect(&format!("{what} meta skgid {}", set(&self.groups)), port, "groups:"));
         }
         rules
+    }
+}
+
+impl Own {
+    fn rules(&self) -> Vec<String> {
+        let users = straight("meta skuid", &self.users, "pillion's own, users:");
+        let groups = straight("meta skgid", &self.groups, "pillion's own, groups:");
+        let mark =
+            self.mark.map(|mark| format!("meta mark {mark:#x} return comment \"pillion's own, mark {mark:#x}\""));
+        users.into_iter().chain(groups).chain(mark).collect()
     }
 }
 
@@ -143,10 +174,6 @@ impl Inbound {
         });
         rules
     }
-}
-
-fn of_user(users: &str) -> String {
-    format!("meta l4proto tcp meta skuid {users}")
 }
 
 fn straight<T: Display>(what: &str, values: &[T], comment: &str) -> Option<String> {

@@ -77,6 +77,32 @@ table inet pillion {
 }
 
 #[test]
+fn dns_questions_are_redirected_whichever_server_they_are_for() {
+    let expected = r#"	chain dns {
+		type nat hook output priority -111; policy accept;
+		tcp flags & (fin | syn | rst | ack) != syn return comment "connections that were there before"
+		meta skuid { 7 } return comment "pillion's own, users:"
+		meta skgid { 8 } return comment "pillion's own, groups:"
+		meta mark 0x70 return comment "pillion's own, mark 0x70"
+		meta skuid { 1002 } return comment "users:"
+		meta skgid { 101 } return comment "groups:"
+		meta l4proto { tcp, udp } th dport 53 meta skuid { 1000 } counter redirect to :15053 comment "users:"
+		meta l4proto { tcp, udp } th dport 53 meta skgid { 100 } counter redirect to :15053 comment "groups:"
+	}
+"#;
+    let own = "--pillion-user 7 --pillion-group 8 --pillion-mark 0x70 --dns-port 15053";
+    let flags = "--users 1000 --groups 100 --exclude-users 1002 --exclude-groups 101 --exclude-ports 99 --exclude-cidrs 10.0.0.0/8";
+    let told = rules(&format!("{own} {flags}")).unwrap();
+    assert!(told.contains(expected), "{told}");
+    let all = r#"		meta l4proto { tcp, udp } th dport 53 meta skuid 0-4294967294 counter redirect to :15053 comment "all users"
+	}
+	chain outbound {
+"#;
+    let told = rules(own).unwrap();
+    assert!(told.contains(all), "{told}");
+}
+
+#[test]
 fn without_outbound_ones_only_inbound_connections_are_redirected() {
     let expected = r#"add table inet pillion
 delete table inet pillion
@@ -143,6 +169,8 @@ fn contradictions_are_mistakes() {
         ("--no-outbound", "leaves nothing to do; expected --inbound-ports or --keep-source as well"),
         ("--no-outbound --inbound-ports 80 --users 5", "'--no-outbound' cannot be used with '--users <USER>'"),
         ("--no-outbound --inbound-ports 80 --outbound-port 5", "cannot be used with"),
+        ("--no-outbound --inbound-ports 80 --dns-port 15053", "cannot be used with '--dns-port <PORT>'"),
+        ("--pillion-user 7 --dns-port 15001", "--dns-port and --outbound-port are both 15001; expected two ports"),
         ("--pillion-user 7 --keep-source web", "expected ports"),
         ("--pillion-mark 0", "expected a number from 1 to 0xffffffff"),
         ("--pillion-user 7 --exclude-ports 80,http", "'http' for '--exclude-ports <PORTS>': expected ports"),
@@ -198,6 +226,25 @@ fn what_the_kernel_has_is_told_in_words() {
     let expected = "inbound, to port 15006:\n  to ports: 80, 90 (3 connections so far)\n  nobody listens there: until \
                     pillion does, these connections are refused\ninbound, straight:\n";
     assert!(words.ends_with(expected), "{words}");
+
+    let mut asked = outbound.clone();
+    let dns = [
+        chain("dns"),
+        rule("dns", "pillion's own, users:", straight(json!({"set": [6]}))),
+        rule("dns", "users:", straight(json!({"set": [102]}))),
+        rule("dns", "all users", redirected(json!({"range": [0, 9]}), 15053)),
+    ];
+    asked.extend(dns);
+    // Who answers questions on this machine: pillion itself, one whose questions go straight, and one whose do not.
+    let resolvers = |port| {
+        let listener = |user| Listener { address: "127.0.0.53".parse().unwrap(), user, group: None };
+        There { listeners: if port == 53 { [6, 101, 102].map(listener).into() } else { Vec::new() }, has_ipv6: false }
+    };
+    let words = InForce::read(&json!({ "nftables": asked }), &resolvers).unwrap().words();
+    let expected = "dns, to port 15053:\n  all users (3 connections so far)\n  nobody listens there: until pillion does, these \
+                    connections are refused\n  user 101 answers DNS questions here itself, and";
+    assert!(words.starts_with(expected) && words.matches("answers DNS questions").count() == 1, "{words}");
+    assert!(words.contains("expected --exclude-users 101\ndns, straight:\n  pillion's own, users: 6\n"), "{words}");
 
     assert_eq!(InForce::default().words(), "nothing goes through pillion: it has no rules here\n");
     for strange in [

@@ -3,6 +3,7 @@
 mod app;
 mod balance;
 mod discovery;
+mod dns;
 mod drain;
 mod fallback;
 mod guard;
@@ -31,6 +32,7 @@ mod upgrade;
 pub use app::{App, AppProtocol, AppSource, Callers, VersionBaggage, VersionBaggageMode};
 pub use balance::{Aggression, Balance, Hash, Penalty, Policy, Priority, SlowStart, ZoneAware};
 pub use discovery::{Discovery, Snapshot};
+pub use dns::{AddressRange, Dns};
 pub use drain::Drain;
 pub use fallback::{Fallback, FallbackOn, FixedResponse, LastGood};
 pub use guard::Guard;
@@ -83,6 +85,9 @@ pub struct Config {
     pub register: Vec<Register>,
     /// Where pillion takes traffic. Without any: one named `egress` on 127.0.0.1:4140.
     pub listeners: Vec<Listener>,
+    /// Answers applications' DNS questions. Off by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dns: Option<Dns>,
     /// Settings for every service; what `services` sets for one goes before them.
     pub defaults: Service,
     /// Settings by service name. A service named here is followed from the start; others on their first request.

@@ -78,7 +78,7 @@ fn keys_that_are_unknown_missing_or_doubled() {
             "worker: 1",
             &[
                 "2:1: worker: unknown key; did you mean `workers`? known here: `node`, `workers`, `admin`, `registries`, \
-             `discovery`, `register`, `listeners`, `defaults`, `services`, `routing`, `drain`, `access_log`, `log`, `upgrade`",
+             `discovery`, `register`, `listeners`, `dns`, `defaults`, `services`, `routing`, `drain`, `access_log`, `log`, `upgrade`",
             ],
         ),
         (

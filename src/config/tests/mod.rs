@@ -2,6 +2,7 @@
 
 mod consul;
 mod dns;
+mod dns_server;
 mod docs;
 mod drain;
 mod fallbacks;

@@ -125,5 +125,7 @@ fn the_full_sample_says_the_defaults() {
     );
     assert_eq!(full.defaults, default.defaults);
     assert_eq!(full.upgrade, Some(crate::config::Upgrade::new("/run/pillion/upgrade.sock")));
+    let upstreams = full.dns.as_ref().unwrap().upstreams.clone();
+    assert_eq!(full.dns, Some(crate::config::Dns { upstreams, ..Default::default() }));
     assert_eq!(full.listeners[0].limits, default.listeners[0].limits);
 }

@@ -179,7 +179,7 @@ fn may_be_http(listener: &Listener) -> bool {
     matches!(listener.protocol, ListenerProtocol::Http | ListenerProtocol::Auto)
 }
 
-fn redirects(listener: &Listener, direction: Direction) -> bool {
+pub(super) fn redirects(listener: &Listener, direction: Direction) -> bool {
     listener.transparent.as_ref().is_some_and(|transparent| transparent.direction == direction)
 }
 
@@ -188,7 +188,7 @@ fn is_for(listener: &Listener, protocols: &[ListenerProtocol], service: &str) ->
     protocols.contains(&listener.protocol) && listener.service.as_deref() == Some(service)
 }
 
-fn is_whole(node: &Node) -> bool {
+pub(super) fn is_whole(node: &Node) -> bool {
     node.fate == Fate::Live
         && node.entries().iter().all(|entry| is_whole(&entry.node))
         && node.elements().iter().all(is_whole)

@@ -2,9 +2,10 @@
 
 use super::{
     answer::{self, Finding},
-    message::{self, Data, Question, Srv, Type},
+    message::{self, Data, Query, Question, Srv, Type, Unread},
 };
 use crate::registry::Instance;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// What an answer gives, whatever was asked for; `None` if it is no answer.
 pub fn instances(message: &[u8]) -> Option<Vec<Instance>> {
@@ -23,4 +24,25 @@ pub fn instances(message: &[u8]) -> Option<Vec<Instance>> {
         instances.extend(answer::srv_instances(&targets).0);
     }
     Some(instances)
+}
+
+/// What a question is answered must be an answer to it, whatever the question is. `None` if it is no question.
+pub fn answers(question: &[u8]) -> Option<()> {
+    let query = match Query::read(question) {
+        Ok(query) => query,
+        Err(Unread::Nothing) => return None,
+        Err(Unread::Refused(code)) => {
+            let refusal = message::refusal(question, code).expect("it has a header");
+            assert_eq!(message::read(&refusal).map(|message| message.code), Ok(code));
+            return None;
+        }
+    };
+    for addresses in [&[][..], &[IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]] {
+        let answer = query.answer(0, addresses, 10, 512);
+        assert!(query.is_answered_by(&answer, query.id()));
+        let message = message::read(&answer).expect("it is a message");
+        assert_eq!((message.id, message.answers.len()), (query.id(), addresses.len()));
+    }
+    let _ = query.is_answered_by(question, query.id());
+    Some(())
 }

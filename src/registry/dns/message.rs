@@ -1,8 +1,10 @@
 //! DNS messages (RFC 1035, 2782, 3596, 6891): the questions that are asked, and as much of the answers as is of use.
 
+mod query;
 #[cfg(test)]
 mod tests;
 
+pub use query::{Query, Unread, refusal};
 use std::{
     fmt::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -262,8 +264,12 @@ impl<'b> Reader<'b> {
         Ok((Record { name, ttl: if ttl >> 31 == 0 { ttl } else { 0 }, data }, 0))
     }
 
-    /// A name, which may go on elsewhere: further in front each time, so that it comes to an end.
     fn name(&mut self) -> Result<String, Malformed> {
+        self.name_with(|byte| byte.to_ascii_lowercase())
+    }
+
+    /// A name, which may go on elsewhere: further in front each time, so that it comes to an end.
+    fn name_with(&mut self, map: fn(u8) -> u8) -> Result<String, Malformed> {
         let mut name = String::new();
         let (mut length, mut at, mut after) = (1, self.at, None);
         let mut barrier = self.at;
@@ -281,7 +287,7 @@ impl<'b> Reader<'b> {
                     if !name.is_empty() {
                         name.push('.');
                     }
-                    push_label(label, &mut name);
+                    push_label(label, map, &mut name);
                     at += 1 + label.len();
                 }
                 0xC0.. => {
@@ -301,9 +307,9 @@ impl<'b> Reader<'b> {
     }
 }
 
-fn push_label(label: &[u8], name: &mut String) {
+fn push_label(label: &[u8], map: fn(u8) -> u8, name: &mut String) {
     for byte in label {
-        match byte.to_ascii_lowercase() {
+        match map(*byte) {
             byte @ (b'.' | b'\\') => name.extend(['\\', char::from(byte)]),
             byte @ 0x21..=0x7E => name.push(char::from(byte)),
             // Writing to a string does not fail.

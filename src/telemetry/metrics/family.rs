@@ -66,6 +66,7 @@ families! {
     UdpReceived COUNTER "pillion_udp_received_datagrams_total" "Datagrams from the endpoints."
     UdpReceivedBytes COUNTER "pillion_udp_received_bytes_total" "Bytes of datagrams from the endpoints."
     UdpDropped COUNTER "pillion_udp_dropped_total" "Datagrams that went nowhere, by reason."
+    DnsQueries COUNTER "pillion_dns_queries_total" "DNS questions of applications, by outcome: answered, no_data and nxdomain for services' names, forwarded for others' that another server has answered, failed (SERVFAIL), malformed."
     Endpoints GAUGE "pillion_endpoints" "Endpoints, by state."
     Ejections COUNTER "pillion_ejections_total" "Endpoints kept out because of what their traffic showed, by cause."
     HealthChecks COUNTER "pillion_health_checks_total" "Active checks of endpoints, by result."

@@ -6,6 +6,7 @@
 
 mod alive;
 mod counts;
+mod dns;
 mod family;
 mod inbound;
 mod lives;
@@ -28,6 +29,7 @@ mod traffic;
 mod udp;
 
 pub use counts::{Codes, Counter, Gauge, LATENCY_BOUNDS, LATENCY_BUCKETS, LATENCY_PARTS, Latency, Ratio, Tally};
+pub use dns::DnsMetrics;
 pub use inbound::{CallerMetrics, InboundMetrics, OTHER, UNKNOWN};
 pub use lives::Lives;
 pub use mirror::{Compared, MirrorMetrics};
@@ -59,6 +61,8 @@ pub struct Words {
     pub refused: &'static [&'static str],
     /// `reason` of `pillion_udp_dropped_total`.
     pub dropped: &'static [&'static str],
+    /// `outcome` of `pillion_dns_queries_total`.
+    pub dns: &'static [&'static str],
     /// `state` of `pillion_endpoints`.
     pub endpoints: &'static [&'static str],
     /// `result` of `pillion_health_checks_total`.
@@ -94,6 +98,7 @@ pub struct Metrics {
     rollouts: Alive<RolloutMetrics>,
     inbound: Alive<InboundMetrics>,
     threads: Alive<ThreadMetrics>,
+    dns: Alive<DnsMetrics>,
     pub reloads: ReloadMetrics,
     /// The number of the step of the end; 0 before it.
     pub draining: Gauge,
@@ -165,6 +170,7 @@ impl Metrics {
             rollouts: Alive::default(),
             inbound: Alive::default(),
             threads: Alive::default(),
+            dns: Alive::default(),
             reloads: ReloadMetrics::default(),
             draining: Gauge::default(),
             snapshots: Arc::default(),
@@ -274,6 +280,7 @@ impl Metrics {
         self.rollouts.each(|rollout| rollout.collect(&mut page));
         self.inbound.each(|inbound| inbound.collect(&mut page));
         self.threads.each(|thread| page.add(Family::Tasks, &[("thread", &thread.thread)], (thread.tasks)() as f64));
+        self.dns.each(|dns| dns.collect(&mut page));
         process::collect(&mut page);
         page.finish()
     }

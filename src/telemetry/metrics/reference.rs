@@ -64,6 +64,7 @@ fn scrape() -> BTreeMap<String, (usize, Labels)> {
         metrics.store("x", "x"),
         metrics.rollout("x"),
         metrics.thread("x", || 0),
+        metrics.dns(),
     );
     let mut found: BTreeMap<String, (usize, Labels)> = BTreeMap::new();
     for family in metrics.gather() {

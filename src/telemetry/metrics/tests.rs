@@ -12,6 +12,7 @@ const WORDS: Words = Words {
     health_checks: &["passed", "failed"],
     fallbacks: &["response"],
     faults: &["delay"],
+    dns: &["answered"],
     dropped: &["full"],
     mirror_skipped: &["busy"],
     registrations: &["registered"],
