@@ -350,7 +350,7 @@ async fn is_deployed(kind: Kind, count: u8, way: Way, first: First) {
     let failures = answers.failures();
     println!(
         "{kind:?}, {count} {way:?}, {first:?} first: {} requests, {} per second, {} failed, {retries} tried again; deployed in \
-         {took:.1?}; longest without an answer {gap:.0?}, slowest {slowest:.0?}; {there:?} in the registry",
+         {took:.1?}; longest without an answer {gap:.1?}, slowest {slowest:.1?}; {there:?} in the registry",
         answers.count(),
         answers.per_second(),
         failures.len(),
