@@ -31,6 +31,18 @@ pub(super) async fn ready(extract::State(admin): Admin) -> Response {
     answer(look(&admin, applications).await)
 }
 
+/// As `/ready`, and the application is where its callers look for it.
+pub(super) async fn registered(extract::State(admin): Admin) -> Response {
+    let applications = admin.local_apps.load().iter().filter_map(|app| app.not_ready()).collect::<Vec<_>>();
+    let views = admin.registrar.views();
+    let mut unlisted: Vec<_> = views.iter().flat_map(|view| view.unlisted()).collect();
+    // The registrar hears of a config a moment after others.
+    if views.len() < admin.config.load().register.len() {
+        unlisted.push("the application is not registered yet".into());
+    }
+    answer(look(&admin, [applications, unlisted].concat()).await)
+}
+
 /// Stays as it is once it is good, also at the end: who waits for the start is not to start it anew then.
 pub(super) async fn startup(extract::State(admin): Admin) -> Response {
     if admin.health.started.load(Relaxed) {
@@ -52,7 +64,7 @@ pub async fn readiness(admin: &State) -> Result<String, NotReady> {
     look(admin, Vec::new()).await
 }
 
-/// `applications`: those that cannot take traffic, and why.
+/// `applications`: those that cannot take traffic, or of which callers do not know, and why.
 async fn look(admin: &State, applications: Vec<String>) -> Result<String, NotReady> {
     let (listening, draining) = (admin.health.listening.load(Relaxed), admin.drain.is_asked());
     if listening && !draining && admin.discovery.is_ready(&admin.config.load()) {

@@ -57,11 +57,12 @@ pub struct State {
 type Admin = extract::State<Arc<State>>;
 
 /// Every path with its method, for the index and for whoever asked for another.
-const PATHS: [(&str, &str, &str); 20] = [
+const PATHS: [(&str, &str, &str); 21] = [
     ("GET", "/", "this list"),
     ("GET", "/live", "200 as long as pillion runs"),
     ("GET", "/startup", "200 once it could take traffic for the first time, and from then on"),
     ("GET", "/ready", "200 as long as it can take traffic; otherwise 503 and what is missing"),
+    ("GET", "/registered", "the same, and the local application is in all its registries as fit to serve"),
     ("GET", "/metrics", "metrics for Prometheus, in the format that `Accept` prefers"),
     ("GET", "/api/services", "the services that are followed"),
     ("GET", "/api/services?all=1", "and those that the registries know besides"),
@@ -87,6 +88,7 @@ pub fn router(state: Arc<State>) -> Router {
         .route("/live", get(health::live))
         .route("/startup", get(health::startup))
         .route("/ready", get(health::ready))
+        .route("/registered", get(health::registered))
         .route("/metrics", get(metrics))
         .route("/api/services", get(services::all))
         .route("/api/services/{name}", get(services::one))

@@ -279,7 +279,7 @@ pub struct NotReady {
     pub draining: bool,
     /// Services of the config about which no registry has answered.
     pub waiting: Vec<Waiting>,
-    /// Local applications that do not pass their checks, and why.
+    /// Local applications that do not pass their checks, or are not where they are to be registered, and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub applications: Vec<String>,
 }

@@ -29,6 +29,8 @@ pub struct Wait {
 enum Goal {
     /// It can take traffic.
     Ready,
+    /// The same, and the application is in all its registries, so that an older one of it may end.
+    Registered,
     /// It runs.
     Live,
     /// It could take traffic once, whatever is so now.
@@ -44,6 +46,7 @@ impl Wait {
         let deadline = Instant::now() + self.timeout;
         let (path, is) = match self.goal {
             Goal::Ready => ("/ready", "is ready"),
+            Goal::Registered => ("/registered", "is ready, and its application registered"),
             Goal::Live => ("/live", "is live"),
             Goal::Startup => ("/startup", "has started"),
         };

@@ -3,6 +3,7 @@ use super::{
     *,
 };
 use crate::{
+    cluster::check,
     registry::{Entry, Instance, Registration, RegistryError, Renewal},
     telemetry::{labels::RegistrationState as State, labels::WORDS, metrics::Metrics},
 };
@@ -244,4 +245,36 @@ async fn what_changes_while_a_call_is_under_way_is_acted_upon_right_after_it() {
     kit.wanted.send(Wanted::Unfit).unwrap();
     let (at, call) = kit.call().await;
     assert_eq!((call.as_str(), at - put), ("remove", SLOW));
+}
+
+#[tokio::test]
+async fn what_keeps_callers_from_hearing_of_it_is_said() {
+    let kept = |state, renewed, failure: Option<&str>| {
+        let failure = failure.map(|cause| RegistryError::Unreachable { server: "r".into(), cause: cause.into() });
+        watch::channel(Kept { state, failure, renewed }).1
+    };
+    let now = Some(Instant::now());
+    let fit = Health { state: check::State::Healthy, failure: None };
+    let view = |entries: &[(&str, &watch::Receiver<Kept>)]| View {
+        name: "users".into(),
+        health: fit.clone(),
+        entries: entries.iter().map(|(name, kept)| ((*name).to_owned(), (*kept).clone())).collect(),
+        ..View::default()
+    };
+    let (there, coming) = (kept(State::Registered, now, None), kept(State::Registering, None, None));
+    // It was put in, and the registry, which is away for a moment, still has it when it is back.
+    let away = kept(State::Failing, now, Some("refused"));
+    let refused = kept(State::Failing, None, Some("refused"));
+    assert_eq!(view(&[("a", &there), ("b", &away)]).unlisted(), [""; 0]);
+    assert_eq!(
+        view(&[("a", &there), ("b", &coming), ("c", &refused)]).unlisted(),
+        ["`users` is not registered in b (registering)", "`users` is not registered in c (cannot reach r: refused)"]
+    );
+    let unfit = Health { state: check::State::Unhealthy { passes: 0 }, failure: Some("HTTP: 500".into()) };
+    let unfit = View { health: unfit, ..view(&[("a", &there)]) };
+    assert_eq!(unfit.unlisted(), ["`users` does not pass its checks (HTTP: 500)"]);
+    let nowhere = View { name: "users".into(), waiting_for: Some("no port".into()), ..View::default() };
+    assert_eq!(nowhere.unlisted(), ["`users` is not registered (no port)"]);
+    let new = View { name: "users".into(), ..View::default() };
+    assert_eq!(new.unlisted(), ["`users` does not pass its checks (it was not checked yet)"]);
 }

@@ -54,6 +54,24 @@ impl View {
     pub fn is_listed(&self) -> bool {
         self.entries.iter().any(|(_, kept)| kept.borrow().is_listed())
     }
+
+    /// What keeps callers from hearing of it, by registry; nothing if all of them may tell of it.
+    pub fn unlisted(&self) -> Vec<String> {
+        let name = &self.name;
+        if let Some(problem) = &self.waiting_for {
+            return vec![format!("`{name}` is not registered ({problem})")];
+        }
+        if !self.health.is_fit() {
+            let why = self.health.failure.as_deref().unwrap_or("it was not checked yet");
+            return vec![format!("`{name}` does not pass its checks ({why})")];
+        }
+        let unlisted = self.entries.iter().filter_map(|(registry, kept)| {
+            let kept = kept.borrow();
+            let why = kept.failure.as_ref().map_or_else(|| kept.state.as_str().to_owned(), ToString::to_string);
+            (!kept.is_listed()).then(|| format!("`{name}` is not registered in {registry} ({why})"))
+        });
+        unlisted.collect()
+    }
 }
 
 impl Default for View {

@@ -1,7 +1,7 @@
 //! How the program starts and ends: what it tells probes, service managers and whoever asks.
 
 use crate::{
-    e2e::{ANY, Client, PATIENCE, Pillion, Upstream, get, get_path, output, pillion, soon, until},
+    e2e::{ANY, Client, PATIENCE, Pillion, Upstream, get, get_path, output, pillion, soon, until, until_answer},
     instance::Instance,
     peer::{self, Peer},
     socket::free_port,
@@ -301,6 +301,30 @@ async fn wait_says_what_is_missing_and_sees_when_it_is_there() {
     assert_eq!(wait(admin, &["--for", "startup"]).await.1, format!("pillion at {admin} has started\n"));
     upstream.release();
     assert_eq!(held.await.unwrap(), Ok(200));
+}
+
+#[tokio::test]
+async fn wait_sees_when_the_application_is_registered() {
+    let port = free_port();
+    let setup = Setup::new(&format!(
+        "register: [{{ service: web, address: 127.0.0.1, port: {port}, registry: main, health: {{ interval: 100ms, rise: 1 }} }}]"
+    ));
+    setup.users(SocketAddr::from(([127, 0, 0, 1], 1)));
+    let pillion = Pillion::with_config(&setup.config()).await;
+    let admin = pillion.admin();
+    // pillion itself is ready, whatever its application is.
+    assert_eq!(wait(admin, &[]).await.0, 0);
+    let (code, out, err) = wait(admin, &["--for", "registered", "--timeout", "1s"]).await;
+    let expected = "waited 1s in vain: not ready: `web` does not pass its checks (TCP: ";
+    assert!((code, out.as_str()) == (1, "") && err.starts_with(expected), "{err}");
+    let waiting = tokio::spawn(async move { wait(admin, &["--for", "registered"]).await });
+    let upstream = Upstream::at(("127.0.0.1", port), "web").await;
+    let said = format!("pillion at {admin} is ready, and its application registered\n");
+    assert_eq!(waiting.await.unwrap(), (0, said, String::new()));
+    until_answer(pillion.egress(), "web", |status, body| (status, body) == (200, "web")).await;
+    drop(upstream);
+    until("the application to be missed", async || pillion.admin_text("/registered").await.0 == 503).await;
+    assert_eq!(pillion.admin_text("/ready").await.0, 200);
 }
 
 #[tokio::test]

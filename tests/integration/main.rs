@@ -129,6 +129,8 @@ mod real_register_redis;
 #[cfg(feature = "real-servers")]
 mod real_register_zookeeper;
 #[cfg(feature = "real-servers")]
+mod real_rolling;
+#[cfg(feature = "real-servers")]
 mod real_routes;
 #[cfg(feature = "real-servers")]
 mod real_scale;

@@ -127,6 +127,22 @@ async fn one_that_is_not_fit_is_critical_and_says_why() {
     assert!(agent.all().await.is_empty());
 }
 
+/// Consul takes it out after a minute at the least, and looks only twice a minute; so it is seen that it knows.
+#[tokio::test]
+async fn the_agent_knows_when_to_take_out_what_nobody_renews() {
+    let agent = Agent { consul: ConsulServer::start_with_data().await, token: None };
+    let app = App::started().await;
+    for (settings, nanoseconds) in [("", 60_000_000_000_u64), (", deregister_critical_after: 90s", 90_000_000_000)] {
+        let pillion =
+            Registering::new(&app, TTL).with(&format!("consul: {{ check: ttl{settings} }}")).registered(&agent).await;
+        let kept = agent.consul.kept_checks();
+        assert_eq!(kept.len(), 1, "{kept:?}");
+        assert_eq!(kept[0]["Check"]["CheckID"].as_str().map(|id| id.starts_with("service:")), Some(true), "{kept:?}");
+        assert_eq!(kept[0]["ChkType"]["DeregisterCriticalServiceAfter"], nanoseconds, "{kept:?}");
+        pillion.stop().await;
+    }
+}
+
 #[tokio::test]
 async fn what_a_killed_pillion_left_elsewhere_is_written_over() {
     let agent = Agent::start().await;

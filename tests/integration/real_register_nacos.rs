@@ -104,6 +104,44 @@ async fn what_is_written_is_what_consumers_read() {
 }
 
 #[tokio::test]
+async fn namespace_group_and_cluster_are_those_that_were_asked_for() {
+    on_each(async |version, transport| {
+        let (server, app) = (NacosServer::shared(version).await, App::started().await);
+        let namespace = &server.namespace;
+        let registry = format!(
+            "kind: nacos, servers: [\"{}\"], transport: {transport}, namespace: {namespace}, group: SHOP",
+            server.url()
+        );
+        // The group is the registry's, or the name's own.
+        for (name, group, other) in [(SERVICE, "SHOP", "BANK"), ("BANK@@users", "BANK", "SHOP")] {
+            let entry = format!(
+                "service: \"{name}\", name_pattern: \"[A-Za-z@]+\", registry: real, address: 127.0.0.1, port: {}, ttl: {}ms, \
+                 health: {{ interval: {}ms }}, nacos: {{ cluster: hangzhou }}",
+                app.address.port(),
+                TTL.as_millis(),
+                INTERVAL.as_millis(),
+            );
+            let pillion = Setup::default().registry("real", &registry).register(&entry).start().await;
+            until_state(&pillion, "registered").await;
+            let told = async |namespace: &str, group: &str, cluster: &str| {
+                let of = format!("{SERVICE}&namespaceId={namespace}&groupName={group}&clusters={cluster}");
+                server.hosts(&of).await.iter().map(|host| host["port"].clone()).collect::<Vec<_>>()
+            };
+            let ours = json!(app.address.port());
+            eventually("the instance", async || told(namespace, group, "hangzhou").await == [ours.clone()]).await;
+            for (namespace, group, cluster) in
+                [(namespace.as_str(), other, "hangzhou"), ("public", group, "hangzhou"), (namespace, group, "DEFAULT")]
+            {
+                assert_eq!(told(namespace, group, cluster).await, [0; 0], "{namespace} {group} {cluster}");
+            }
+            pillion.stop().await;
+            assert_eq!(told(namespace, group, "hangzhou").await, [0; 0]);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn over_grpc_it_goes_with_the_connection() {
     for version in NACOS_VERSIONS {
         let nacos = Nacos::start(version, "grpc").await;

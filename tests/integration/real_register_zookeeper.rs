@@ -3,9 +3,10 @@
 use crate::{
     consumers::Consumer,
     e2e::soon,
+    pillion::Setup,
     registering::{
         App, LONG, Place, Registering, SERVICE, follows_the_application, is_deployed_under_load, is_put_again,
-        outlives_a_kill, refuses_a_clash,
+        outlives_a_kill, refuses_a_clash, until_failing, until_state,
     },
     servers::zookeeper::{ZOOKEEPERS, ZookeeperServer},
 };
@@ -126,6 +127,45 @@ async fn a_taken_place_is_left_alone() {
     for layout in [LAYOUTS[0], LAYOUTS[3]] {
         println!("{}", layout.0);
         refuses_a_clash(&Zookeeper::start(ZOOKEEPERS[0], layout).await, TTL).await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_user_registers_is_for_that_user_alone() {
+    for version in ZOOKEEPERS {
+        println!("{version}");
+        let (server, app) = (ZookeeperServer::start(version).await, App::started().await);
+        let (mut user, mut stranger) = (server.client().await, server.client().await);
+        user.run("addauth digest web:hunter2").await;
+        let start = async |password: &str, id: &str| {
+            let address = server.address();
+            let registry = format!("kind: zookeeper, endpoints: [\"{address}\"], user: web, password: {password}");
+            let entry = format!(
+                "service: {SERVICE}, id: {id}, registry: real, address: 127.0.0.1, port: {}, health: {{ interval: 300ms }}",
+                app.address.port()
+            );
+            Setup::default().registry("real", &registry).register(&entry).start().await
+        };
+        let pillion = start("hunter2", "one").await;
+        until_state(&pillion, "registered").await;
+        let node = "/pillion/users/one";
+        for path in [node, "/pillion/users"] {
+            let acl = user.run(&format!("getAcl {path}")).await.join(" ");
+            assert!(acl.contains("'digest,'web:") && acl.contains(": cdrwa"), "{path}: {acl}");
+            assert!(!acl.contains("'world"), "{path}: {acl}");
+        }
+        let place = app.address.to_string();
+        assert!(user.run(&format!("get {node}")).await.join(" ").contains(&place));
+        assert!(!stranger.run(&format!("get {node}")).await.join(" ").contains(&place), "others cannot read it");
+        stranger.run(&format!("delete {node}")).await;
+        assert!(user.run(&format!("get {node}")).await.join(" ").contains(&place), "nor take it out");
+        // Nor does somebody of the same name who does not know the password come beside it.
+        let other = start("wrong", "two").await;
+        until_failing(&other, "expected `user` and `password`").await;
+        assert_eq!(user.run("ls /pillion/users").await.last().map(String::as_str), Some("[one]"));
+        other.kill().await;
+        pillion.stop().await;
+        assert_eq!(user.run("ls /pillion/users").await.last().map(String::as_str), Some("[]"));
     }
 }
 

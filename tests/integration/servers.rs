@@ -475,6 +475,13 @@ impl ConsulServer {
         self.put("/v1/agent/service/register", service).await;
     }
 
+    /// The checks that an agent with data has kept on disk, with what its API does not tell of them.
+    pub fn kept_checks(&self) -> Vec<Value> {
+        let files = fs::read_dir(self.dir.path().join("data/checks")).unwrap();
+        let files = files.map(|file| file.unwrap().path()).filter(|path| path.is_file());
+        files.map(|path| serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()).collect()
+    }
+
     pub async fn put(&self, path: &str, body: &Value) {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let (status, text) = self.http.send(Method::PUT, path, &self.token, &body).await.expect("Consul answers");
