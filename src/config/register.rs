@@ -2,6 +2,7 @@
 //! fitted.
 
 use super::{Network, RegisterAddress, RegisterPort, error::shorten};
+use crate::pattern::Pattern;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
@@ -293,7 +294,6 @@ impl super::Register {
 
     /// Whether the whole of `name` matches `name_pattern`. False for a pattern that is none.
     pub fn fits_pattern(&self, name: &str) -> bool {
-        let whole = regex_lite::Regex::new(&format!("^(?:{})$", self.name_pattern));
-        whole.is_ok_and(|pattern| pattern.is_match(name))
+        Pattern::new(&self.name_pattern).is_ok_and(|pattern| pattern.fits(name.as_bytes()))
     }
 }

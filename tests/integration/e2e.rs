@@ -465,6 +465,7 @@ impl Load {
     }
 
     /// How many have succeeded.
+    #[cfg(feature = "real-servers")]
     pub fn count(&self) -> u64 {
         *self.done.borrow()
     }

@@ -1,10 +1,13 @@
 //! What there is to check of `register`.
 
 use super::{Check, Spot};
-use crate::config::{
-    Config, ConsulCheck, ConsulRegister, LocalHealth, NacosRegister, Network, Register, RegisterAddress, RegisterPort,
-    Registry,
-    error::{one_of, shorten},
+use crate::{
+    config::{
+        Config, ConsulCheck, ConsulRegister, LocalHealth, NacosRegister, Network, Register, RegisterAddress,
+        RegisterPort, Registry,
+        error::{one_of, shorten},
+    },
+    pattern::Pattern,
 };
 use std::time::Duration;
 
@@ -32,9 +35,8 @@ impl<'t> Check<'_, 't> {
     }
 
     fn registration(&mut self, spot: &Spot<'t>, register: &Register, config: &Config) {
-        match (register.full_name(&config.node), regex_lite::Regex::new(&register.name_pattern)) {
+        match (register.full_name(&config.node), Pattern::new(&register.name_pattern)) {
             (_, Err(error)) => {
-                let error = error.to_string();
                 self.fail(&spot.key("name_pattern"), format!("it is no regular expression: {error}"));
             }
             (Err(error), _) => {
