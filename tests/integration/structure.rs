@@ -51,6 +51,20 @@ fn a_module_uses_only_those_on_lower_floors() {
     assert!(wrong.is_empty(), "the order of the modules (see ARCHITECTURE.md) is broken:\n{wrong}");
 }
 
+/// The table in ARCHITECTURE.md says what each is for.
+#[test]
+fn every_dependency_has_its_reason() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |file: &str| fs::read_to_string(root.join(file)).unwrap();
+    let manifest = read("Cargo.toml");
+    let section = manifest.split("\n[dependencies]\n").nth(1).unwrap().split("\n[").next().unwrap();
+    let there: BTreeSet<_> = section.lines().filter_map(|line| Some(line.split_once(" =")?.0)).collect();
+    let map = read("ARCHITECTURE.md");
+    let rows = map.split("\n## Dependencies\n").nth(1).unwrap().lines().filter_map(|line| line.strip_prefix("| "));
+    let crates = rows.skip(1).filter_map(|row| row.split(" | ").next()).flat_map(|cell| cell.split(", "));
+    assert_eq!(crates.collect::<BTreeSet<_>>(), there);
+}
+
 #[test]
 fn only_backends_know_backends() {
     let mut wrong = String::new();
