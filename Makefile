@@ -19,9 +19,9 @@ BENCH_ARGS ?=
 
 # How long each part of the tests may take, in seconds.
 TEST_LIMIT ?= 3900
-# Tests without servers mostly wait; those with real ones share the processors with them.
+# Tests mostly wait, for servers or for time to pass.
 TEST_THREADS ?= $(shell echo $$((2 * $$(nproc))))
-REAL_THREADS ?= $(shell nproc)
+REAL_THREADS ?= $(TEST_THREADS)
 NOT_REAL := $(patsubst tests/integration/%.rs,--skip=%::,$(wildcard tests/integration/real_*.rs))
 
 MUSL := $(shell uname -m)-unknown-linux-musl

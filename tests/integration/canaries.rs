@@ -83,6 +83,8 @@ pub struct Manners {
     pub failing: AtomicU32,
     /// Times the latency.
     pub slower: AtomicU32,
+    /// Of a hundred requests, those that take 180 ms.
+    pub slow: AtomicU32,
     asked: AtomicU32,
 }
 
@@ -96,7 +98,7 @@ impl Instance {
     pub async fn start() -> Self {
         let listener = Socket(TcpListener::bind(ANY).await.unwrap());
         let address = listener.local_addr().unwrap();
-        let manners = Manners { failing: 0.into(), slower: 1.into(), asked: 0.into() };
+        let manners = Manners { failing: 0.into(), slower: 1.into(), slow: 3.into(), asked: 0.into() };
         let manners = Arc::new(manners);
         let shared = manners.clone();
         let task = tokio::spawn(async move {
@@ -124,7 +126,7 @@ impl Instance {
 impl Manners {
     async fn answer(&self) -> Response<Full<Bytes>> {
         self.asked.fetch_add(1, Relaxed);
-        let time = if fastrand::u32(..100) < 3 { 180 } else { 4 };
+        let time = if fastrand::u32(..100) < self.slow.load(Relaxed) { 180 } else { 4 };
         sleep(Duration::from_millis(time) * self.slower.load(Relaxed)).await;
         let fails = fastrand::u32(..100) < self.failing.load(Relaxed);
         let status = if fails { 500 } else { 200 };

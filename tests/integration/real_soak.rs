@@ -288,7 +288,10 @@ impl World {
     async fn rollouts(&self, canary: &canaries::Instance) {
         for release in 1.. {
             let is_good = release % 2 == 0;
-            canary.manners.slower.store(if is_good { 1 } else { 2 }, Relaxed);
+            // So bad that it is seen by few requests, which are all that a busy machine has.
+            let (slower, slow) = if is_good { (1, 3) } else { (2, 30) };
+            canary.manners.slower.store(slower, Relaxed);
+            canary.manners.slow.store(slow, Relaxed);
             self.reload(|settings| settings.release.set(release)).await;
             let start = Instant::now();
             loop {
@@ -496,10 +499,12 @@ async fn everything_at_once_fails_nothing_and_grows_nowhere() {
         values.sort_by(f64::total_cmp);
         values[values.len() / 2]
     };
+    // A minute is too short to tell what grows from what goes up and down.
+    let growth = if time < Duration::from_secs(600) { 1.5 } else { 1.1 };
     for (index, what) in SAMPLED.iter().enumerate() {
         let (before, after) = (median(third, index), median(fourth, index));
         println!("{what}: {before} in the third quarter, {after} in the last");
-        assert!(after <= before * 1.1 + 20.0, "{what}: {before}, then {after}");
+        assert!(after <= before * growth + 20.0, "{what}: {before}, then {after}");
     }
     for gauge in BACK_TO_ZERO {
         until(&format!("{gauge} to be 0"), async || pillion.metric(gauge).await == 0.0).await;
