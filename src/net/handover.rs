@@ -34,7 +34,7 @@ use tokio::{
 };
 
 /// Of this protocol. Other versions are refused.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The largest JSON: some embedded registries, full of large instances.
 const MAX_BYTES: usize = 256 * 1024 * 1024;
@@ -73,9 +73,11 @@ pub struct Offer {
     pub process: u32,
     pub sockets: Vec<Socket>,
     pub registries: States,
-    /// The services that it follows.
-    pub services: Vec<String>,
+    pub services: Followed,
 }
+
+/// The services that the old one follows, each with the registries (by their names in the config) whose instances are in use.
+pub type Followed = BTreeMap<String, Vec<String>>;
 
 /// The states of embedded registries, by their names in the config.
 pub type States = BTreeMap<String, String>;
@@ -206,7 +208,12 @@ mod tests {
     fn offer() -> Message {
         let sockets = vec![Socket { name: "egress".into(), listen: "[::1]:0".parse().unwrap() }];
         let registries = States::from([("own".into(), "state".into())]);
-        Message::Offer(Offer { process: 7, sockets, registries, services: vec!["users".into()] })
+        Message::Offer(Offer {
+            process: 7,
+            sockets,
+            registries,
+            services: Followed::from([("users".into(), vec!["main".into()])]),
+        })
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 use crate::{
     e2e::{ANY, Load, Pillion, get, output, pillion, program, soon},
     pillion::tested,
+    socket::free_port,
     upgrade::Setup,
 };
 use http::Version;
@@ -62,6 +63,40 @@ fn waiting(setup: &Setup, registry: &TcpListener, timeout: &str) -> Pillion {
     let text = text.replace("kind: file, path: instances.yaml", &main).replace("timeout: 20s", timeout);
     fs::write(&config, text).unwrap();
     Pillion::spawn(pillion(&["run", config.to_str().unwrap()]).stdout(Stdio::null()))
+}
+
+/// The registry that has the instances is down, and another one says that it knows of none: that is an answer, and not enough.
+#[tokio::test]
+async fn what_the_old_one_knows_is_not_lost_while_its_registry_fails() {
+    let setup = Setup::new().await;
+    let mut old = setup.start(1).await;
+    let mut load = Load::start(old.egress(), Version::HTTP_11, "users", 2);
+    load.more(10).await;
+    fs::write(setup.folder.path().join("spare.yaml"), "services: {}").unwrap();
+    // After so long the other one is believed.
+    let config = setup.config("new.yaml", 1, &(egress() + "discovery: { failover: { after: 1s } }\n"));
+    let text = fs::read_to_string(&config).unwrap();
+    let registries = format!(
+        "main: {{ kind: consul, address: 'http://127.0.0.1:{}' }}, spare: {{ kind: file, path: spare.yaml }}",
+        free_port()
+    );
+    let both =
+        text.replace("main: { kind: file, path: instances.yaml }", &registries).replace("timeout: 20s", "timeout: 3s");
+    fs::write(&config, both).unwrap();
+    let failed = output(&mut pillion(&["run", config.to_str().unwrap()])).await;
+    let said = String::from_utf8_lossy(&failed.stderr).into_owned();
+    assert_eq!(failed.status.code(), Some(1), "{said}");
+    assert!(said.contains("within 3s (upgrade.timeout) `main` has not answered about `users`"), "{said}");
+    old.until_logged("did not take over").await;
+    load.more(10).await;
+    // It answers again.
+    let answering = registries.replace("kind: consul", "kind: file, path: instances.yaml }, other: { kind: consul");
+    fs::write(&config, text.replace("main: { kind: file, path: instances.yaml }", &answering)).unwrap();
+    let new = Pillion::start(&mut pillion(&["run", config.to_str().unwrap()])).await;
+    assert_eq!(old.ended().await, 0, "{}", old.log());
+    assert_eq!(new.egress(), old.egress());
+    load.more(10).await;
+    load.end_without_failure().await;
 }
 
 #[tokio::test]
@@ -162,7 +197,7 @@ async fn other_versions_and_nonsense_are_refused_with_a_reason() {
     let mut old = setup.start(1).await;
     let frame = |json: &str| [&u32::try_from(json.len()).unwrap().to_be_bytes()[..], &[0; 4], json.as_bytes()].concat();
     for (number, (bytes, expected)) in [
-        (frame(r#"{"hello":{"version":2,"more":1}}"#), "it speaks version 2 of the protocol, and pillion"),
+        (frame(r#"{"hello":{"version":3,"more":1}}"#), "it speaks version 3 of the protocol, and pillion"),
         (frame("\"go\""), "its first word is no `hello`"),
         (frame("nonsense"), "a message cannot be read"),
         (b"GET / HTTP/1.1\r\nhost: a\r\n\r\n".to_vec(), "are no message of this protocol"),

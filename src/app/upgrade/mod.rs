@@ -10,12 +10,19 @@ pub use old::{Successor, Upgrades};
 pub use socket::UpgradeSocket;
 
 use super::{App, drain::Course};
-use crate::{config, net::handover};
+use crate::{
+    config,
+    discovery::SourceStatus,
+    net::handover::{self, Followed},
+};
 use anyhow::bail;
 use futures_util::future::{join_all, join3};
 use old::{Estate, Event};
 use std::{future::pending, io, net::TcpListener, sync::Arc, time::Duration};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
+
+/// How often a new pillion looks whether it knows what the old one knows.
+const LOOK: Duration = Duration::from_millis(50);
 
 impl App {
     /// Hears from new pillions. Returns the one that is ready to take over; `None` if another step was done before that. May be
@@ -25,8 +32,15 @@ impl App {
         match upgrades.events.recv().await {
             Some(Event::Asked { process, reply }) => {
                 tracing::info!(process, "a new pillion is about to take over");
-                // It may have gone meanwhile, which is told by another event.
-                let _ = reply.send(self.estate());
+                let estate = self.estate();
+                // This may be dropped before an answer of discovery is there.
+                self.tasks.spawn(async move {
+                    // It may have gone meanwhile, which is told by another event.
+                    let _ = match estate {
+                        Ok(estate) => reply.send(Ok(estate.await)),
+                        Err(error) => reply.send(Err(error)),
+                    };
+                });
                 self.set_upgrading(true);
                 None
             }
@@ -80,7 +94,7 @@ impl App {
         self.finish().await;
     }
 
-    fn estate(&self) -> io::Result<Estate> {
+    fn estate(&self) -> io::Result<impl Future<Output = Estate> + use<>> {
         let copies = |name: &str, listen, sockets: &[TcpListener]| {
             let name = handover::Socket { name: name.into(), listen };
             sockets.iter().map(|socket| Ok((name.clone(), socket.try_clone()?))).collect::<io::Result<Vec<_>>>()
@@ -92,17 +106,26 @@ impl App {
         for interface in self.registries.interfaces().chain([&self.admin]) {
             sockets.extend(copies(&interface.name, interface.listen, &interface.sockets)?);
         }
-        let services = self.discovery.table().all().iter().map(|cluster| cluster.name.to_string()).collect();
-        Ok(Estate { sockets, registries: self.registries.all_embedded(), services })
+        let (registries, discovery) = (self.registries.all_embedded(), self.discovery.clone());
+        Ok(async move {
+            let services = join_all(discovery.table().all().into_iter().map(async |cluster| {
+                let sources = discovery.status(&cluster.name).await.sources.into_iter();
+                let in_use = sources.filter(|source| source.in_use).map(|source| source.source);
+                (cluster.name.to_string(), in_use.collect())
+            }));
+            Estate { sockets, registries, services: services.await.into_iter().collect() }
+        })
     }
 
-    /// Waits until the store of routes was heard of and all services that the config names have had their first answer, which is
-    /// an error if it takes longer than `limit`; and for those that the old one followed besides as long as a request would wait.
-    pub(super) async fn until_ready(&self, followed: &[String], limit: Duration) -> anyhow::Result<()> {
+    /// Waits until the store of routes was heard of, all services that the config names have had their first answer, and whoever
+    /// the old one has its instances from has answered here too, which is an error if it takes longer than `limit`; and for
+    /// services that the old one followed besides as long as a request would wait.
+    pub(super) async fn until_ready(&self, followed: &Followed, limit: Duration) -> anyhow::Result<()> {
+        let deadline = Instant::now() + limit;
         let (config, table) = (self.config.load_full(), self.discovery.table());
         let named = self.discovery.unanswered(&config).into_iter().filter_map(|service| table.get(&service));
         let named = join_all(named.map(async |cluster| drop(cluster.first_answer(limit).await)));
-        let others = join_all(followed.iter().map(async |service| {
+        let others = join_all(followed.keys().map(async |service| {
             // Too many of them is no reason to fail.
             if let Ok(cluster) = self.discovery.follow(service).await {
                 drop(cluster.first_answer(self.discovery.first_answer()).await);
@@ -117,6 +140,33 @@ impl App {
         if !missing.is_empty() {
             bail!("no first answer about `{}` within {limit:?} (upgrade.timeout)", missing.join("`, `"));
         }
+        while let Some(lost) = self.lost(followed).await {
+            if Instant::now() >= deadline {
+                bail!(
+                    "within {limit:?} (upgrade.timeout) {lost}; what the pillion that runs has from there would be lost: upgrade when the \
+                     registry answers again, or set `discovery.snapshot`"
+                );
+            }
+            sleep(LOOK).await;
+        }
         Ok(())
+    }
+
+    /// The first registry that the old one has instances from and that has said nothing here. Others may have answered, and know
+    /// of none.
+    async fn lost(&self, followed: &Followed) -> Option<String> {
+        for (service, registries) in followed {
+            let status = self.discovery.status(service).await;
+            if status.snapshot.is_some() {
+                continue;
+            }
+            let said_nothing =
+                |source: &&SourceStatus| source.instances.is_none() && registries.contains(&source.source);
+            if let Some(SourceStatus { source, failure, .. }) = status.sources.iter().find(said_nothing) {
+                let why = failure.as_ref().map(|failure| format!(" ({failure})")).unwrap_or_default();
+                return Some(format!("`{source}` has not answered about `{service}`{why}"));
+            }
+        }
+        None
     }
 }

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     config,
-    net::handover::{self, Message, Offer, States, VERSION},
+    net::handover::{self, Followed, Message, Offer, States, VERSION},
 };
 use anyhow::{Context, bail, ensure};
 use socket2::{Domain, SockRef};
@@ -26,7 +26,7 @@ pub struct TakeOver {
     pub sockets: Vec<(handover::Socket, TcpListener)>,
     pub registries: States,
     /// What the old one follows.
-    pub services: Vec<String>,
+    pub services: Followed,
 }
 
 impl TakeOver {

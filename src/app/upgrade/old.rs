@@ -2,7 +2,7 @@
 
 use super::socket::{UpgradeSocket, check_peer};
 use crate::{
-    net::handover::{self, Message, Offer, States, VERSION},
+    net::handover::{self, Followed, Message, Offer, States, VERSION},
     registry::embedded::Embedded,
 };
 use anyhow::{Context, bail};
@@ -34,7 +34,7 @@ pub enum Event {
 pub struct Estate {
     pub sockets: Vec<(handover::Socket, TcpListener)>,
     pub registries: Vec<(String, Arc<Embedded>)>,
-    pub services: Vec<String>,
+    pub services: Followed,
 }
 
 /// A new pillion that has said that it takes over from here on.
