@@ -37,7 +37,11 @@ pub(super) async fn registered(extract::State(admin): Admin) -> Response {
     let views = admin.registrar.views();
     let mut unlisted: Vec<_> = views.iter().flat_map(|view| view.unlisted()).collect();
     // The registrar hears of a config a moment after others.
-    if views.len() < admin.config.load().register.len() {
+    let wanted = admin.config.load().register.len();
+    if wanted == 0 {
+        unlisted.push("nothing is to be registered (there is no `register` in the config)".into());
+    }
+    if views.len() < wanted {
         unlisted.push("the application is not registered yet".into());
     }
     answer(look(&admin, [applications, unlisted].concat()).await)

@@ -7,7 +7,7 @@ use crate::{
 };
 use anyhow::bail;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use std::fmt::Write;
+use std::{fmt::Write, time::Duration};
 
 /// Show how far rollouts are; start, pause, resume, promote or abort one.
 ///
@@ -69,9 +69,13 @@ impl Rollout {
                 if names.is_empty() { "none has one".into() } else { format!("these have: {}", names.join(", ")) };
             bail!("`{}` has no rollout; {known}", printable(service));
         };
-        let rollout = rollouts.services.swap_remove(at);
-        let text = if self.asking.json { serde_json::to_string_pretty(&rollout)? + "\n" } else { one(&rollout) };
-        Ok(failing(&rollouts).filter(|_| !self.asking.json).unwrap_or_default() + &text)
+        let (rollout, failing) = (rollouts.services.swap_remove(at), failing(&rollouts));
+        let text = if self.asking.json {
+            serde_json::to_string_pretty(&rollout)? + "\n"
+        } else {
+            one(&rollout, failing.is_none())
+        };
+        Ok(failing.filter(|_| !self.asking.json).unwrap_or_default() + &text)
     }
 
     async fn command(&self, what: What, service: &str) -> anyhow::Result<String> {
@@ -92,6 +96,7 @@ fn list(rollouts: &Rollouts) -> String {
     if rollouts.services.is_empty() {
         return "no service has a rollout: it is `services.NAME.rollout` in the config\n".into();
     }
+    let failing = failing(rollouts);
     let mut table = Table::new([
         ("SERVICE", Align::Left),
         ("RELEASE", Align::Left),
@@ -109,12 +114,13 @@ fn list(rollouts: &Rollouts) -> String {
             service.clone(),
             state.as_ref().map_or(release, |state| &state.release).clone(),
             match state {
+                None if failing.is_some() => "not known".to_owned(),
                 None => "not begun".to_owned(),
                 Some(state) if *in_force => phase(&state.phase).to_owned(),
                 Some(state) => format!("{}, not in force here", phase(&state.phase)),
             },
             state.as_ref().map(|state| format!("{} %", state.percent)).unwrap_or_default(),
-            state.as_ref().map(|state| age(At::now().since(state.step_since).as_secs_f64())).unwrap_or_default(),
+            state.as_ref().map(since).unwrap_or_default(),
             decides,
             match refused {
                 Some(refused) => format!("the state in the store cannot be used: {refused}"),
@@ -122,12 +128,24 @@ fn list(rollouts: &Rollouts) -> String {
             },
         ]);
     }
-    failing(rollouts).unwrap_or_default() + &table.print()
+    failing.unwrap_or_default() + &table.print()
 }
 
-fn one(rollout: &ServiceRollout) -> String {
-    let ServiceRollout { service, canary, baseline, release, steps, leading, in_force, from_disk, state, refused } =
-        rollout;
+fn one(rollout: &ServiceRollout, is_known: bool) -> String {
+    let ServiceRollout {
+        service,
+        canary,
+        baseline,
+        release,
+        steps,
+        leading,
+        in_force,
+        from_disk,
+        state,
+        refused,
+        cool_down,
+        ..
+    } = rollout;
     let mut out = format!(
         "{}: {} against {}, release {}\n",
         printable(service),
@@ -139,12 +157,18 @@ fn one(rollout: &ServiceRollout) -> String {
         let _ = writeln!(out, "the state in the store cannot be used: {}", printable(refused));
     }
     let Some(state) = state else {
-        out.push_str("not begun; the splits are as they are written\n");
+        out.push_str(match is_known {
+            true => "not begun; the splits are as they are written\n",
+            false => "not known yet; until then the splits are as they are written\n",
+        });
         return out;
     };
     let steps: Vec<_> = steps.iter().map(f64::to_string).collect();
-    let since = age(At::now().since(state.step_since).as_secs_f64());
-    let _ = writeln!(out, "{}, {} % for {since}, of {} %", phase(&state.phase), state.percent, steps.join(", "));
+    let _ =
+        writeln!(out, "{}, {} % for {}, of {} %", phase(&state.phase), state.percent, since(state), steps.join(", "));
+    if let Phase::RolledBack { at, by_hand } = state.phase {
+        out.push_str(&next(rollout, state.attempt, cool_down.saturating_sub(At::now().since(at)), by_hand));
+    }
     let StepRequests { canary: of_canary, baseline: of_baseline } = state.requests;
     let watched = age(state.watched.as_secs_f64());
     let _ = writeln!(
@@ -175,6 +199,32 @@ fn one(rollout: &ServiceRollout) -> String {
         let _ = writeln!(out, "{}  {}  ({})", decision.at, printable(&decision.to_string()), printable(&decision.by));
     }
     out
+}
+
+/// How long the canary has had its share.
+fn since(state: &RolloutState) -> String {
+    let since = match state.phase {
+        Phase::RolledBack { at, .. } => at,
+        _ => state.step_since,
+    };
+    age(At::now().since(since).as_secs_f64())
+}
+
+/// What comes after it was taken back, where nothing may begin for another `left`.
+fn next(rollout: &ServiceRollout, attempt: u32, left: Duration, by_hand: bool) -> String {
+    let (attempts, service) = (rollout.attempts, printable(&rollout.service));
+    let when = match left.is_zero() {
+        true => "now".to_owned(),
+        false => format!("in {}", age(left.as_secs_f64())),
+    };
+    match by_hand || attempt >= attempts {
+        true => format!(
+            "attempt {attempt} of {attempts}; not tried again by itself: `pillion rollout start {service}` can begin it {when} (cool_down)\n"
+        ),
+        false => format!(
+            "attempt {attempt} of {attempts}; the next can begin {when} (cool_down), once the canary takes requests\n"
+        ),
+    }
 }
 
 /// While the store fails, what is shown may be old.

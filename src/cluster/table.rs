@@ -342,6 +342,7 @@ impl Cluster {
             tracing::info!(%service, subset = %name, endpoints = now, "a subset can take requests again");
         }
         subset.metrics.available.set(now);
+        subset.metrics.probe_is_due.store(subset.is_probe_due(), Relaxed);
     }
 
     /// Takes note of what came of a request.

@@ -6,7 +6,7 @@ pub mod human {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
     use std::time::Duration;
 
-    /// How a duration looks in the JSON Schema.
+    // How a duration looks in the JSON Schema, where a comment for documents would be that of all keys without one.
     #[derive(JsonSchema)]
     #[schemars(rename = "Duration", transparent)]
     #[allow(dead_code, reason = "only its schema is used")]

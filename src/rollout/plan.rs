@@ -181,7 +181,8 @@ impl State {
     }
 
     fn begin_step(&mut self, now: At) {
-        (self.step_since, self.watched) = (now, Duration::ZERO);
+        // A command may come between two looks, and what was before it is no part of the step.
+        (self.step_since, self.looked_at, self.watched) = (now, now, Duration::ZERO);
     }
 
     /// Takes over what an earlier rollout has decided, for people to read, and what was rolled out before.

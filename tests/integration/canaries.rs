@@ -458,6 +458,31 @@ async fn a_canary_that_is_kept_out_is_taken_back() {
     assert!(failed.len() < 20, "{} failed", failed.len());
 }
 
+/// Without a share it gets no request that could find out that it is well again; so the next try does.
+#[tokio::test]
+async fn a_canary_that_was_kept_out_is_tried_again() {
+    let place = FileStore::new();
+    let fleet = Fleet::start(&place, ", attempts: 2, cool_down: 2s").await;
+    fleet.change("    retry: { attempts: 1 }\n    breaker: { enabled: false }\n    outlier: { enabled: false }\n", "");
+    let pillion = fleet.pillion().await;
+    let load = load(&pillion);
+    until_percent(&pillion, 20.0).await;
+    fleet.canary.manners.failing.store(100, Relaxed);
+    until_state(&pillion, "being taken back", |state| state["is"] == "rolled-back").await;
+    let standing = async || {
+        let endpoints = pillion.json("/api/services/users").await["endpoints"].clone();
+        let address = fleet.canary.address.to_string();
+        endpoints.as_array().unwrap().iter().find(|endpoint| endpoint["address"] == address).unwrap()["health"]["state"]
+            .clone()
+    };
+    assert_ne!(standing().await, "available");
+    fleet.canary.manners.failing.store(0, Relaxed);
+    comes_through(&fleet, &pillion).await;
+    assert_eq!(rollout(&pillion).await["state"]["attempt"], 2);
+    assert_eq!(standing().await, "available");
+    load.end().await;
+}
+
 #[tokio::test]
 async fn another_decides_when_the_one_that_did_dies() {
     who_decides_dies(&FileStore::new()).await;

@@ -39,6 +39,10 @@ pub struct ServiceRollout {
     /// What all pillions have in common; nothing before the first rollout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<RolloutState>,
+    /// How often a release is tried, and how long nothing begins after it was taken back.
+    pub attempts: u32,
+    #[serde(with = "human")]
+    pub cool_down: Duration,
     /// Why the value that the store has now cannot be used, if it cannot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
@@ -85,6 +89,8 @@ impl From<RolloutStatus> for ServiceRollout {
         let RolloutStatus { service, rollout, release, leading, state, from_disk, refused } = status;
         Self {
             service,
+            attempts: rollout.attempts,
+            cool_down: rollout.cool_down,
             canary: rollout.canary,
             baseline: rollout.baseline,
             steps: rollout.steps.into_iter().map(|step| step.0).collect(),

@@ -21,6 +21,7 @@ pub struct FaultInjection {
 #[serde(deny_unknown_fields)]
 pub struct Delay {
     pub percent: Percent,
+    /// How long such a request waits.
     #[serde(with = "human")]
     #[schemars(with = "human::Text")]
     pub duration: Duration,

@@ -34,6 +34,7 @@ pub struct BreakerOpen {
     #[serde(with = "human")]
     #[schemars(with = "human::Text")]
     pub base: Duration,
+    /// The longest time.
     #[serde(with = "human")]
     #[schemars(with = "human::Text")]
     pub max: Duration,

@@ -20,6 +20,7 @@ pub struct Rollout {
     /// Whether a rollout begins by itself.
     pub start: RolloutStart,
     /// The canary's shares in percent, one after the other, the last included.
+    #[schemars(with = "Vec<f64>", inner(range(min = 0.001, max = 100.0)))]
     pub steps: Vec<Percent>,
     /// How long each step lasts at least, without anything against the canary.
     #[serde(with = "human")]
@@ -35,7 +36,7 @@ pub struct Rollout {
     pub queries: Vec<QueryGuard>,
     /// Of a hundred rollouts of a canary that is within the limits of `error_rate` and `p99`, so many at most are taken back
     /// by these, over all their steps together.
-    #[schemars(range(min = 0.001, max = 10.0))]
+    #[schemars(with = "f64", range(min = 0.001, max = 10.0))]
     pub false_rollbacks: Percent,
     /// How often the figures are looked at; at most a third of `hold`. It takes three looks at least to take a canary back.
     #[serde(with = "human")]
@@ -98,6 +99,7 @@ pub struct LatencyGuard {
     pub enabled: bool,
     /// The canary's may be so many times the baseline's, plus `margin`. From 1.0 to 100.0.
     pub ratio: f64,
+    /// What the canary's may be longer besides.
     #[serde(with = "human")]
     #[schemars(with = "human::Text")]
     pub margin: Duration,

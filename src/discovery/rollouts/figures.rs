@@ -10,7 +10,10 @@ use crate::{
     },
 };
 use futures_util::future::join_all;
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 use tokio::time::{Instant, sleep};
 
 pub struct Figures {
@@ -66,6 +69,12 @@ impl Figures {
     /// Whether anybody could answer for the canary. Where nobody calls the service through this pillion, it does not know.
     pub fn canary_is_there(&self) -> bool {
         self.own.canary.available.get() != 0
+    }
+
+    /// Whether a rollout could begin: somebody could answer, or would be asked how they are. A canary without a share gets no
+    /// request that could find out, so one that was kept out when it was taken back would stay out for ever.
+    pub fn canary_can_be_tried(&self) -> bool {
+        self.canary_is_there() || self.own.canary.probe_is_due.load(Relaxed)
     }
 
     /// What came up to now does not count.

@@ -215,7 +215,7 @@ impl Deciding {
         let Document { rollout, release, by, .. } = &self.document;
         let now = At::now();
         if let Some(next) = due(state.as_ref(), rollout, release, by, now) {
-            if !self.figures.canary_is_there() {
+            if !self.figures.canary_can_be_tried() {
                 return Ok(Looked::On);
             }
             self.figures.start();

@@ -1,7 +1,7 @@
 //! The numbers of a service's subsets.
 
 use super::{Counter, Family, Gauge, Page, Red};
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicBool};
 
 /// One subset's numbers.
 #[derive(Debug)]
@@ -13,13 +13,21 @@ pub struct SubsetMetrics {
     pub fallbacks: Counter,
     /// Its endpoints that can take requests; −1 as long as that is not known.
     pub available: Gauge,
+    /// Whether one of its endpoints is kept out and waits for the request that finds out how it is. Not shown.
+    pub probe_is_due: AtomicBool,
 }
 
 impl SubsetMetrics {
     pub(super) fn new(subset: &str) -> Self {
         let available = Gauge::default();
         available.set(-1);
-        Self { subset: subset.into(), red: Red::default(), fallbacks: Counter::default(), available }
+        Self {
+            subset: subset.into(),
+            red: Red::default(),
+            fallbacks: Counter::default(),
+            available,
+            probe_is_due: AtomicBool::new(false),
+        }
     }
 
     pub(super) fn collect(&self, service: &str, page: &mut Page) {
