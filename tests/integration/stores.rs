@@ -173,7 +173,11 @@ pub async fn hands_its_lock_over(store: Arc<dyn Store>, other: Arc<dyn Store>, l
         taken += usize::from(is_ours);
         all.push(claim);
     }
-    assert_eq!(taken, 1);
+    assert!(taken <= 1, "{taken} have it");
+    // Where the store took longer over it than they had, it is the next one's who asks.
+    if taken == 0 {
+        crate::e2e::until("one to have it", async || all[0].take().await.unwrap()).await;
+    }
     for mut claim in all {
         claim.release().await.unwrap();
     }
