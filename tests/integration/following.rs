@@ -64,7 +64,8 @@ impl Following {
     }
 }
 
-fn shown(set: &[Instance]) -> Vec<String> {
+/// Each as `ID ADDRESS WEIGHT`.
+pub fn shown(set: &[Instance]) -> Vec<String> {
     set.iter()
         .map(|instance| {
             let mut text = String::new();

@@ -2,16 +2,17 @@
 
 use crate::{
     e2e::median_below,
-    following::Following,
+    following::{Following, shown},
     relay::Relay,
     servers::{Certificates, ConsulServer, free_port},
 };
+use futures_util::future::join_all;
 use pillion::{
     config::{ConsulRegistry, Secret, Tls},
-    registry::{Consul, Registry},
+    registry::{Consul, Observation, Registry},
 };
 use serde_json::json;
-use std::{num::NonZeroU32, sync::Arc, time::Duration};
+use std::{cell::Cell, num::NonZeroU32, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 fn to(port: u16) -> ConsulRegistry {
@@ -138,6 +139,40 @@ async fn an_index_that_goes_back_starts_over() {
     users.until_set(&[]).await;
     consul.register(&json!({"ID": "b", "Name": "users", "Address": "10.0.0.2", "Port": 80})).await;
     users.until_set(&["n1/b 10.0.0.2:80 1"]).await;
+}
+
+/// It answers meanwhile, from as much of its log as it has read: with what there was long ago.
+#[tokio::test]
+async fn a_server_that_reads_its_log_again_takes_nothing_back() {
+    let mut consul = ConsulServer::start_with_data().await;
+    for n in 0..1500 {
+        consul.register(&json!({"ID": "a", "Name": "users", "Address": "10.0.0.1", "Port": 1000 + n})).await;
+    }
+    let registry = open(ConsulRegistry { max_requests_per_second: NonZeroU32::new(1000).unwrap(), ..to(consul.port) });
+    let now = "n1/a 10.0.0.1:2499 1";
+    // So many that one at least asks in that time.
+    let mut followers: Vec<_> = (0..40).map(|_| Following::start(&registry, "users")).collect();
+    for users in &mut followers {
+        users.until_set(&[now]).await;
+    }
+    let again = followers.iter_mut().map(async |users| {
+        let failed = Cell::new(false);
+        let answers = |seen: &Observation| {
+            assert_eq!(shown(seen.instances.as_deref().unwrap()), [now]);
+            failed.set(failed.get() || seen.failure.is_some());
+            failed.get() && seen.failure.is_none()
+        };
+        users.until("an answer after a failure", answers).await;
+    });
+    tokio::join!(consul.restart(), join_all(again));
+    // And one who comes just then.
+    consul.kill();
+    let (mut late, ()) = tokio::join!(async { Following::start(&registry, "users") }, consul.restart());
+    late.until("the first answer", |seen| {
+        assert!(seen.instances.as_deref().is_none_or(|set| shown(set) == [now]), "{:?}", seen.instances);
+        seen.instances.is_some()
+    })
+    .await;
 }
 
 #[tokio::test]

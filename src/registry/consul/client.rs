@@ -38,11 +38,39 @@ pub struct Client {
     http: HttpClient,
     token: Option<HeaderValue>,
     limit: RateLimit,
-    /// Query parameters of every health query, and of every listing.
-    health_query: String,
-    list_query: String,
-    /// Of all others.
+    /// Query parameters: which of a service's instances are asked for, and the datacenter. Each begins with `&` or is empty.
+    filter: String,
     dc: String,
+}
+
+/// Who answers a query, and when.
+#[derive(Debug, Clone, Copy)]
+pub enum Ask {
+    /// Any server, at once. Consul advises this for what is asked often; an answer from a server without a leader is refused.
+    Any,
+    /// Any server, as soon as something changed after the index, or the time is over.
+    After(u64, Duration),
+    /// The leader, at once, when it has made sure that it still is the leader and has read all that was committed. (Without this
+    /// a leader that was just elected answers from its log while it reads that: seen with 1.16.)
+    Leader,
+}
+
+impl Ask {
+    fn query(self) -> String {
+        match self {
+            Self::Any => "stale".into(),
+            Self::After(index, wait) => format!("stale&index={index}&wait={}ms", wait.as_millis()),
+            Self::Leader => "consistent".into(),
+        }
+    }
+
+    /// The time after which it is given up.
+    pub(super) fn limit(self) -> Duration {
+        match self {
+            Self::After(_, wait) => answer_limit(wait),
+            _ => MARGIN,
+        }
+    }
 }
 
 /// The answer to a query that can wait.
@@ -56,27 +84,22 @@ impl Client {
     pub fn new(config: &ConsulRegistry) -> Result<Self, SetupError> {
         let server = Server::with_base(&config.address, "`http://HOST:PORT` or `https://HOST:PORT`")?;
         let token = config.token.as_ref().map(header).transpose()?;
-        let common = common_query(config);
+        // Not `passing`: what is unfit must be told from what is gone.
+        let filter = filter(&config.tags, &config.meta).map(|filter| format!("&filter={}", encoded(&filter)));
         Ok(Self {
             http: HttpClient::new(server, &config.tls)?,
             token,
             limit: RateLimit::new(config.max_requests_per_second),
-            health_query: format!("{common}{}", health_query(config)),
-            list_query: common,
-            dc: config.dc.as_deref().map(|dc| format!("dc={}", encoded(dc))).unwrap_or_default(),
+            filter: filter.unwrap_or_default(),
+            dc: config.dc.as_deref().map(|dc| format!("&dc={}", encoded(dc))).unwrap_or_default(),
         })
     }
 
-    /// The instances of `service`, at once if `index` is 0, else as soon as something changed after it or `wait` is over.
-    pub async fn health(&self, service: &str, index: u64, wait: Duration) -> Result<Page<Vec<Row>>, RegistryError> {
+    /// The instances of `service`.
+    pub async fn health(&self, service: &str, ask: Ask) -> Result<Page<Vec<Row>>, RegistryError> {
         let service = utf8_percent_encode(service, SEGMENT);
-        let mut path = format!("/v1/health/service/{service}?{}", self.health_query);
-        let mut limit = MARGIN;
-        if index > 0 {
-            path.push_str(&format!("&index={index}&wait={}ms", wait.as_millis()));
-            limit = answer_limit(wait);
-        }
-        let answer = self.get(&path, limit).await?;
+        let path = format!("/v1/health/service/{service}?{}{}", self.parameters(ask), self.filter);
+        let answer = self.get(&path, ask.limit()).await?;
         self.check_leader(&answer)?;
         let index = self.index_of(&answer)?;
         let rows: Vec<Row> = serde_json::from_slice(&answer.body).map_err(|error| self.http.protocol(error))?;
@@ -119,7 +142,7 @@ impl Client {
     }
 
     async fn catalog(&self) -> Result<Vec<String>, RegistryError> {
-        let answer = self.get(&format!("/v1/catalog/services?{}", self.list_query), MARGIN).await?;
+        let answer = self.get(&format!("/v1/catalog/services?{}", self.parameters(Ask::Any)), MARGIN).await?;
         let services: BTreeMap<String, serde::de::IgnoredAny> =
             serde_json::from_slice(&answer.body).map_err(|error| self.http.protocol(error))?;
         Ok(services.into_keys().collect())
@@ -161,12 +184,12 @@ impl Client {
         self.http.send(request.body(Full::new(body)), limit).await
     }
 
-    /// Query parameters of what follows changes.
-    pub(super) fn common(&self) -> &str {
-        &self.list_query
+    /// Query parameters of what reads.
+    pub(super) fn parameters(&self, ask: Ask) -> String {
+        format!("{}{}", ask.query(), self.dc)
     }
 
-    /// Query parameters of what asks the leader.
+    /// Query parameters of what writes, after others.
     pub(super) fn dc(&self) -> &str {
         &self.dc
     }
@@ -203,18 +226,6 @@ fn header(token: &Secret) -> Result<HeaderValue, SetupError> {
 
 fn header_is(headers: &HeaderMap, name: &str, value: &str) -> bool {
     headers.get(name).is_some_and(|found| found.as_bytes().eq_ignore_ascii_case(value.as_bytes()))
-}
-
-/// `stale` lets every server answer and not only the leader, as Consul advises for watching; an answer from a server
-/// without a leader is refused instead.
-fn common_query(config: &ConsulRegistry) -> String {
-    let dc = config.dc.as_ref().map(|dc| format!("&dc={}", encoded(dc)));
-    format!("stale{}", dc.unwrap_or_default())
-}
-
-fn health_query(config: &ConsulRegistry) -> String {
-    // Not `passing`: what is unfit must be told from what is gone.
-    filter(&config.tags, &config.meta).map_or_else(String::new, |filter| format!("&filter={}", encoded(&filter)))
 }
 
 pub(super) fn encoded(text: &str) -> impl std::fmt::Display {

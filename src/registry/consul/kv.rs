@@ -1,6 +1,6 @@
 //! Requests to Consul's KV store, and for the sessions that locks hang on.
 
-use super::client::{Client, MARGIN, Page, answer_limit, encoded};
+use super::client::{Ask, Client, MARGIN, Page, encoded};
 use crate::registry::RegistryError;
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
@@ -35,16 +35,10 @@ impl Pair {
 }
 
 impl Client {
-    /// The keys that begin with `prefix`: at once if `index` is 0, else as soon as something changed after it or `wait` is
-    /// over.
-    pub async fn pairs(&self, prefix: &str, index: u64, wait: Duration) -> Result<Page<Vec<Pair>>, RegistryError> {
-        let mut path = format!("/v1/kv/{}?recurse&{}", key(prefix), self.common());
-        let mut limit = MARGIN;
-        if index > 0 {
-            path.push_str(&format!("&index={index}&wait={}ms", wait.as_millis()));
-            limit = answer_limit(wait);
-        }
-        let answer = self.send(Method::GET, &path, Bytes::new(), limit).await?;
+    /// The keys that begin with `prefix`.
+    pub async fn pairs(&self, prefix: &str, ask: Ask) -> Result<Page<Vec<Pair>>, RegistryError> {
+        let path = format!("/v1/kv/{}?recurse&{}", key(prefix), self.parameters(ask));
+        let answer = self.send(Method::GET, &path, Bytes::new(), ask.limit()).await?;
         let rows = match answer.status {
             StatusCode::OK => serde_json::from_slice(&answer.body).map_err(|error| self.protocol(error))?,
             StatusCode::NOT_FOUND => Vec::new(),
@@ -61,7 +55,7 @@ impl Client {
 
     /// The key as the leader has it.
     pub async fn pair(&self, name: &str) -> Result<Option<Pair>, RegistryError> {
-        let path = format!("/v1/kv/{}?{}", key(name), self.dc());
+        let path = format!("/v1/kv/{}?{}", key(name), self.parameters(Ask::Leader));
         let answer = self.send(Method::GET, &path, Bytes::new(), MARGIN).await?;
         match answer.status {
             StatusCode::OK => {
@@ -144,7 +138,7 @@ impl Client {
 
     /// Hangs the key on a session. False: it hangs on another one.
     pub async fn acquire(&self, name: &str, session: &str, value: &str) -> Result<bool, RegistryError> {
-        let path = format!("/v1/kv/{}?acquire={}&{}", key(name), encoded(session), self.dc());
+        let path = format!("/v1/kv/{}?acquire={}{}", key(name), encoded(session), self.dc());
         let answer = self.send(Method::PUT, &path, value.to_owned().into(), MARGIN).await?;
         match answer.status {
             StatusCode::OK => Ok(answer.body.trim_ascii() == b"true"),

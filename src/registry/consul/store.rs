@@ -2,8 +2,8 @@
 
 use super::{
     Consul,
-    client::Page,
-    follow::{Pace, next_index},
+    client::Ask,
+    follow::{Pace, Progress},
     kv::Pair,
 };
 use crate::registry::{
@@ -19,8 +19,7 @@ use std::{sync::Arc, time::Duration};
 struct Pairs {
     consul: Arc<Consul>,
     prefix: String,
-    /// What the next query waits on.
-    index: u64,
+    progress: Progress,
     last: Vec<Pair>,
     pace: Pace,
 }
@@ -33,33 +32,31 @@ impl Pairs {
         named.map(|(key, pair)| item(&self.consul, key.into(), pair)).collect()
     }
 
-    async fn ask(&self, index: u64) -> Result<Page<Vec<Pair>>, RegistryError> {
-        self.consul.client.pairs(&self.prefix, index, self.consul.wait).await
+    async fn ask(&mut self, ask: Ask) -> Result<Vec<Pair>, RegistryError> {
+        let client = &self.consul.client;
+        self.progress.ask(ask, |ask| client.pairs(&self.prefix, ask)).await
     }
 }
 
 impl Watch<Vec<Item>> for Pairs {
     /// Asks for what is current, and does not wait: the agent may have been replaced meanwhile.
     async fn list(&mut self) -> Result<Vec<Item>, Failure> {
-        let page = self.ask(0).await?;
-        (self.index, self.last) = (page.index.max(1), page.rows);
+        self.last = self.ask(Ask::Any).await?;
         Ok(self.items()?)
     }
 
     async fn next(&mut self) -> Result<News<Vec<Item>>, Failure> {
-        let asked = self.index;
-        let page = self.ask(asked).await?;
-        let moved = page.index != asked;
-        self.index = next_index(asked, page.index);
-        if page.rows != self.last {
-            self.last = page.rows;
+        let asked = self.progress.newest();
+        let rows = self.ask(self.progress.news(self.consul.wait)).await?;
+        if rows != self.last {
+            self.last = rows;
             self.pace.real_change();
             return Ok(News::Set(self.items()?));
         }
-        if asked > 0 && moved {
-            self.pace.slow_down().await
-        } else {
+        if self.progress.newest() == asked {
             self.pace.real_change()
+        } else {
+            self.pace.slow_down().await
         }
         Ok(News::Alive)
     }
@@ -68,8 +65,13 @@ impl Watch<Vec<Item>> for Pairs {
 impl Store for Consul {
     fn watch(self: Arc<Self>, path: String, sink: Sink) -> BoxFuture<'static, ()> {
         Box::pin(async move {
-            let pairs =
-                Pairs { consul: self.clone(), prefix: below(&path), index: 0, last: Vec::new(), pace: Pace::default() };
+            let pairs = Pairs {
+                consul: self.clone(),
+                prefix: below(&path),
+                progress: Progress::default(),
+                last: Vec::new(),
+                pace: Pace::default(),
+            };
             store::follow(&self.name, &path, sink, pairs).await;
         })
     }
