@@ -103,13 +103,12 @@ fn list(rollouts: &Rollouts) -> String {
         ("PHASE", Align::Left),
         ("CANARY", Align::Right),
         ("FOR", Align::Right),
-        ("DECIDES", Align::Left),
+        ("BY", Align::Left),
         ("LAST", Align::Left),
     ]);
     for ServiceRollout { service, release, leading, in_force, state, refused, .. } in &rollouts.services {
         let last = state.as_ref().and_then(|state| state.decisions.last());
-        let decides =
-            if *leading { "this one".to_owned() } else { last.map(|last| last.by.clone()).unwrap_or_default() };
+        let by = if *leading { "this one".to_owned() } else { last.map(|last| last.by.clone()).unwrap_or_default() };
         table.row([
             service.clone(),
             state.as_ref().map_or(release, |state| &state.release).clone(),
@@ -121,7 +120,7 @@ fn list(rollouts: &Rollouts) -> String {
             },
             state.as_ref().map(|state| format!("{} %", state.percent)).unwrap_or_default(),
             state.as_ref().map(since).unwrap_or_default(),
-            decides,
+            by,
             match refused {
                 Some(refused) => format!("the state in the store cannot be used: {refused}"),
                 None => last.map(|last| last.verdict.to_string()).unwrap_or_default(),
@@ -238,7 +237,7 @@ fn phase(phase: &Phase) -> &'static str {
     match phase {
         Phase::Running => "running",
         Phase::Paused => "paused",
-        Phase::RolledBack { .. } => "rolled back",
+        Phase::RolledBack { .. } => "rolled-back",
         Phase::Done => "done",
     }
 }

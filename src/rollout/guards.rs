@@ -127,7 +127,7 @@ impl Guards {
 
     pub fn look(&mut self, look: &Look, step: &Step<'_>) -> Standing {
         let mut canary = look.canary.clone();
-        if step.held < step.config.p99.warm_up {
+        if step.held < step.config.p99.warm_up(step.config.hold) {
             canary.latencies = [0; LATENCY_BUCKETS];
         }
         self.canary.add(&canary);

@@ -226,7 +226,7 @@ fn what_speaks_against_a_canary_keeps_it_from_the_next_step() {
     // 1.5 % where 0.74 % may be: it takes thousands of requests to tell.
     let mut course = Course::new(|config| {
         (config.hold, config.interval) = (Duration::from_secs(10), Duration::from_secs(1));
-        config.p99.warm_up = Duration::ZERO;
+        config.p99.warm_up = Some(Duration::ZERO);
     });
     let bad = Behaviour { failing: 0.015, ..GOOD };
     let mut held = 0;

@@ -143,7 +143,7 @@ users: known, 1 of 3 endpoints available
 
 ADDRESS         STATE                                          WEIGHT  IN FLIGHT  REQUESTS  FAILED  LATENCY  ZONE  LABELS
 10.0.0.9:8080   available                                         100         12    120455       0    1.2ms
-10.0.0.10:8080  no weight                                           0          0         0       0        -  az-1  env=dev,version…
+10.0.0.10:8080  no weight                                           0          0         0       0        -  az-1  env=dev,version=canary
 node-3:80       ejected (consecutive failures), probe in 1.2s     100          0         0       7        -
 ";
     assert_eq!(shown, expected);

@@ -108,10 +108,11 @@ pub struct LatencyGuard {
     #[serde(with = "human::optional", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<human::Text>")]
     pub max: Option<Duration>,
-    /// At the start of each step latencies do not count for so long, while caches fill. Less than `hold`.
-    #[serde(with = "human")]
-    #[schemars(with = "human::Text")]
-    pub warm_up: Duration,
+    /// At the start of each step latencies do not count for so long, while caches fill. Less than `hold`; 30s by default, or a
+    /// quarter of `hold` where that is less.
+    #[serde(with = "human::optional", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<human::Text>")]
+    pub warm_up: Option<Duration>,
 }
 
 /// A query to Prometheus whose value takes the canary back. One of `above` and `below` is needed.
@@ -198,14 +199,15 @@ impl Default for ErrorRateGuard {
     }
 }
 
+impl LatencyGuard {
+    /// How long latencies do not count, of a step of `hold`.
+    pub fn warm_up(&self, hold: Duration) -> Duration {
+        self.warm_up.unwrap_or_else(|| Duration::from_secs(30).min(hold / 4))
+    }
+}
+
 impl Default for LatencyGuard {
     fn default() -> Self {
-        Self {
-            enabled: true,
-            ratio: 1.25,
-            margin: Duration::from_millis(5),
-            max: None,
-            warm_up: Duration::from_secs(30),
-        }
+        Self { enabled: true, ratio: 1.25, margin: Duration::from_millis(5), max: None, warm_up: None }
     }
 }

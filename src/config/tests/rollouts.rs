@@ -32,6 +32,15 @@ fn nothing_but_the_word_is_needed() {
 }
 
 #[test]
+fn the_warm_up_fits_into_a_step() {
+    for (written, warm_up) in [("{}", 30), ("{ hold: 20s }", 5), ("{ hold: 20s, p99: { warm_up: 19s } }", 19)] {
+        let loaded = load_text(&service(written)).unwrap();
+        let rollout = loaded.config.services["users"].rollout.as_ref().unwrap();
+        assert_eq!(rollout.p99.warm_up(rollout.hold), Duration::from_secs(warm_up), "{written}");
+    }
+}
+
+#[test]
 fn a_rollout_needs_two_subsets_and_a_split() {
     table(&[
         (
@@ -81,6 +90,7 @@ fn times_fit_into_each_other() {
             &["3:19: @.hold: found `500ms`; expected at least `1s`"],
         ),
         ("{ interval: 2m }", &["3:23: @.interval: found `2m`; expected at most `1m 40s`, a third of `hold`"]),
+        ("{ hold: 10s }", &["3:2: @.interval: found `5s`; expected at most `3s 333ms`, a third of `hold`"]),
         ("{ interval: 1ms }", &["3:23: @.interval: found `1ms`; expected at least `100ms`"]),
         ("{ p99: { warm_up: 5m } }", &["3:29: @.p99.warm_up: found `5m`; expected less than `hold`, which is `5m`"]),
     ]);

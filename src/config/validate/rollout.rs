@@ -116,10 +116,12 @@ impl<'t> Check<'_, 't> {
         self.at_least(&spot.key("hold"), *hold, Duration::from_secs(1));
         let at = spot.key("interval");
         self.at_least(&at, *interval, LEAST_INTERVAL);
-        self.shorter(&at, *interval, *hold / 3, "a third of `hold`");
+        let third = Duration::from_millis(hold.as_millis() as u64 / 3);
+        self.shorter(&at, *interval, third, "a third of `hold`");
         self.at_most(&spot.key("cool_down"), *cool_down);
-        if p99.enabled && p99.warm_up >= *hold {
-            let (found, hold) = (human::format(p99.warm_up), human::format(*hold));
+        let warm_up = p99.warm_up(*hold);
+        if p99.enabled && warm_up >= *hold {
+            let (found, hold) = (human::format(warm_up), human::format(*hold));
             self.fail(
                 &spot.key("p99").key("warm_up"),
                 format!("found `{found}`; expected less than `hold`, which is `{hold}`"),
