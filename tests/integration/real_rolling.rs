@@ -9,6 +9,7 @@ use crate::{
     netns::{Caller, Namespace},
     peer::Peer,
     pillion::optimised,
+    registering::fewest_and_most,
 };
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, Version, header::CONNECTION};
@@ -135,21 +136,9 @@ impl Scene {
         until(&format!("exactly {wanted:?} in the registry"), is_so).await;
     }
 
-    /// Looks at the registry all the time until `during` is done: how few and how many it had meanwhile.
+    /// How few and how many entries the registry had until `during` was done.
     async fn counted<T>(&self, during: impl Future<Output = T>) -> (T, RangeInclusive<usize>) {
-        let mut seen = RangeInclusive::new(usize::MAX, 0);
-        let look = async {
-            loop {
-                let count = self.entries().await.len();
-                seen = *seen.start().min(&count)..=*seen.end().max(&count);
-                sleep(LOOK).await;
-            }
-        };
-        let done = tokio::select! {
-            done = during => done,
-            () = look => unreachable!("it looks for ever"),
-        };
-        (done, seen)
+        fewest_and_most(async || self.entries().await.len(), LOOK, during).await
     }
 
     /// What all pillions have logged of requests that did not go well.

@@ -164,12 +164,21 @@ pub async fn until_gone(place: &impl Place) -> Duration {
 
 /// Looks at the registry all the time until `during` is done: how few and how many entries it had meanwhile.
 pub async fn counted<T>(place: &impl Place, during: impl Future<Output = T>) -> (T, RangeInclusive<usize>) {
+    fewest_and_most(async || place.addresses().await.len(), LOOK, during).await
+}
+
+/// Counts again and again, with `pause` between, until `during` is done.
+pub async fn fewest_and_most<T>(
+    count: impl AsyncFn() -> usize,
+    pause: Duration,
+    during: impl Future<Output = T>,
+) -> (T, RangeInclusive<usize>) {
     let mut seen = RangeInclusive::new(usize::MAX, 0);
     let look = async {
         loop {
-            let count = place.addresses().await.len();
+            let count = count().await;
             seen = *seen.start().min(&count)..=*seen.end().max(&count);
-            sleep(LOOK).await;
+            sleep(pause).await;
         }
     };
     let done = tokio::select! {

@@ -13,6 +13,8 @@ const SLOW: Duration = Duration::from_millis(100);
 const CLIENTS: usize = 16;
 const REQUESTS: usize = 150;
 
+const BY_HASH: [&str; 2] = ["maglev", "ring-hash"];
+
 /// What a policy's callers saw.
 struct Seen {
     took: Vec<Duration>,
@@ -33,13 +35,14 @@ impl Seen {
 
 async fn ask(pillion: &Pillion) -> Vec<Duration> {
     let mut clients = JoinSet::new();
-    for _ in 0..CLIENTS {
+    for number in 0..CLIENTS {
         let mut client = Peer::connect(pillion.egress()).await;
         clients.spawn(async move {
             let mut took = Vec::new();
-            for _ in 0..REQUESTS {
+            for request in 0..REQUESTS {
                 let start = Instant::now();
-                client.send(get("/")).await;
+                // A key for each, which only policies by hash look at.
+                client.send(get(&format!("/{number}/{request}"))).await;
                 assert_eq!(client.response().await.status(), 200);
                 took.push(start.elapsed());
             }
@@ -58,7 +61,8 @@ async fn with(policy: &str) -> Seen {
     for _ in 0..4 {
         instances.push(Instance::start_working(FAST, &to_fast).await);
     }
-    let settings = format!("user-service: {{ balance: {{ policy: {policy} }} }}");
+    let hash = if BY_HASH.contains(&policy) { ", hash: { path: true }" } else { "" };
+    let settings = format!("user-service: {{ balance: {{ policy: {policy}{hash} }} }}");
     let addresses = instances.iter().map(|instance| instance.address);
     let pillion = Setup::users(addresses).service(&settings).start().await;
     let took = ask(&pillion).await;
@@ -77,8 +81,8 @@ async fn the_default_policy_keeps_callers_from_the_slow_one() {
     );
     println!("{:<18} {:>9} {:>9} {:>9} {:>13}", "policy", "p50", "p99", "mean", "to the slow");
     let mut all = Vec::new();
-    let policies = ["peak-ewma", "least-request", "least-connections", "response-time", "random", "round-robin"];
-    for policy in policies {
+    let by_load = ["peak-ewma", "least-request", "least-connections", "response-time"];
+    for policy in by_load.into_iter().chain(BY_HASH).chain(["random", "round-robin"]) {
         let seen = with(policy).await;
         let mean = seen.took.iter().sum::<Duration>() / seen.took.len() as u32;
         let [p50, high] = [50, 99].map(|percent| seen.percentile(percent));
