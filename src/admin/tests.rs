@@ -65,7 +65,8 @@ pub(crate) fn start(config: Config, registries: Vec<Arc<dyn Registry>>) -> Runni
         ..config
     };
     let (task, discovery) =
-        Discovery::new(Arc::new(config.clone()), registries.clone(), None, telemetry.clone()).unwrap();
+        Discovery::new(Arc::new(config.clone()), registries.clone(), None, Default::default(), telemetry.clone())
+            .unwrap();
     let following = tokio::spawn(task.run());
     let mut local_apps = LocalApps::new(telemetry.clone());
     local_apps.apply(&config);

@@ -114,8 +114,9 @@ impl App {
         let registries = RegistrySet::default().changed_to(&config, &mut legacy).await?;
         let snapshots = telemetry.metrics.snapshots.clone();
         let store = config.discovery.snapshot.as_ref().map(|snapshot| Store::open(snapshot, snapshots)).transpose()?;
+        let known = before.as_ref().map(TakeOver::known).unwrap_or_default();
         let (discovery, handle) =
-            Discovery::new(config.clone(), registries.handles(), store.clone(), telemetry.clone())?;
+            Discovery::new(config.clone(), registries.handles(), store.clone(), known, telemetry.clone())?;
         let mut tasks = JoinSet::new();
         tasks.spawn(discovery.run());
         if let (Some(settings), Some(sockets)) = (&config.dns, questions) {

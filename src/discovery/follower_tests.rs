@@ -69,7 +69,7 @@ fn start_with(service: Service, sources: Vec<Arc<dyn Registry>>, pinned: bool) -
     let plan = Plan::new(&names, &Failover::default(), asked);
     let settings = SettingsFor { settings, plan, pinned };
     let checks = Arc::new(Semaphore::new(1));
-    let known = Known { disk: Disk::new(None, "s", None), same_sources: false };
+    let known = Known { disk: Disk::new(None, "s", None), before: None, same_sources: false };
     Follower::start(cluster, settings, sources, &telemetry, known, Duration::from_millis(100), checks)
 }
 

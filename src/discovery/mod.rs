@@ -48,7 +48,7 @@ use listing::{Listing, Names};
 use publisher::Known;
 use rollouts::Rollouts;
 use settings::{Over, SettingsFor};
-use snapshot::Store;
+use snapshot::{Saved, Store};
 use std::{
     collections::{BTreeSet, HashMap},
     net::IpAddr,
@@ -228,6 +228,8 @@ pub struct Discovery {
     first_answer: Arc<AtomicU64>,
     /// Where what sources say is kept on disk.
     store: Option<Arc<Store>>,
+    /// What was in force in the pillion that was taken over from, of services that are not followed yet.
+    before: HashMap<String, Saved>,
     /// Routes that go before those in the config.
     dynamic: Dynamic,
     rollouts: Rollouts,
@@ -244,6 +246,7 @@ impl Discovery {
         config: Arc<Config>,
         registries: Registries,
         store: Option<Arc<Store>>,
+        before: HashMap<String, Saved>,
         telemetry: Arc<Telemetry>,
     ) -> Result<(Self, Handle), SettingsError> {
         let (sender, orders) = mpsc::unbounded_channel();
@@ -269,6 +272,7 @@ impl Discovery {
             listing: Listing::default(),
             first_answer,
             store,
+            before,
             dynamic,
             rollouts,
             stores_heard,
@@ -443,7 +447,8 @@ impl Discovery {
         // Soon enough for the first requests, which wait for the first answer.
         let patience = SNAPSHOT_PATIENCE.min(self.config.discovery.first_answer / 2);
         let patience = (cluster.load().state == State::Pending).then_some(patience);
-        let known = Known { disk: Disk::new(self.store.clone(), service, patience), same_sources };
+        let disk = Disk::new(self.store.clone(), service, patience);
+        let known = Known { disk, before: self.before.remove(service), same_sources };
         let follower = Follower::start(cluster.clone(), settings, sources, &self.telemetry, known, coalesce, checks);
         self.followers.insert(service.into(), follower);
         self.table.insert(cluster.clone());

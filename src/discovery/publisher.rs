@@ -60,6 +60,8 @@ pub struct Standing {
 pub struct Known {
     /// What was kept on disk.
     pub disk: Disk,
+    /// What was in force in the pillion that was taken over from.
+    pub before: Option<Saved>,
     /// What is in force, if anything is, was made of what the same sources said.
     pub same_sources: bool,
 }
@@ -72,6 +74,7 @@ pub struct Publisher {
     sources: Sources,
     nearness: Nearness,
     disk: Disk,
+    before: Option<Saved>,
     /// Whether any source ever listed an instance.
     known: bool,
     /// Whether an answer of these sources has been in force.
@@ -116,7 +119,7 @@ impl Publisher {
         cluster: Arc<Cluster>,
         settings: SettingsFor,
         observers: Vec<Observer>,
-        Known { disk, same_sources }: Known,
+        Known { disk, before, same_sources }: Known,
         worse: Arc<Notify>,
     ) -> (Self, watch::Receiver<Standing>) {
         let (standing, receiver) = watch::channel(Standing::default());
@@ -132,6 +135,7 @@ impl Publisher {
             sources: Sources::new(settings.plan.clone(), Instant::now()),
             nearness: Nearness::new(settings.plan.to_measure()),
             disk,
+            before,
             cluster,
             settings,
             observers,
@@ -209,10 +213,11 @@ impl Publisher {
                 snapshot = Some((saved.source.clone(), saved.saved));
                 (said.instances, state) = (instances, State::Known);
             }
-        } else if state != State::Pending
-            && let Some(saved) = self.disk.take()
-        {
-            self.remember(&saved, now);
+        } else if state != State::Pending {
+            let on_disk = self.disk.take();
+            if let Some(saved) = self.before.take().or(on_disk) {
+                self.remember(&saved, now);
+            }
         }
         let before = self.cluster.load();
         let kept = if state == State::Pending {
@@ -252,8 +257,8 @@ impl Publisher {
         others && before.iter().all(lists)
     }
 
-    /// What was kept on disk and not long ago counts as listed until just now: a registry that was emptied while pillion
-    /// was restarted.
+    /// What was in force before the start and not long ago counts as listed until just now: a registry that was emptied while
+    /// pillion was restarted.
     fn remember(&mut self, saved: &Saved, now: Instant) {
         let longest = self.settings.settings.service.guard.longest;
         if saved.saved.elapsed().is_ok_and(|age| age <= longest) {

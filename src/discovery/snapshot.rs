@@ -61,6 +61,20 @@ pub struct OpenError {
     cause: Arc<io::Error>,
 }
 
+impl Saved {
+    /// As a file would have it. Nothing if that cannot be written down.
+    pub fn to_text(&self, service: &str) -> Option<String> {
+        let bytes = content::encode(service, &self.source, &self.instances, self.saved).ok()?;
+        String::from_utf8(bytes).ok()
+    }
+
+    /// What [`Self::to_text`] wrote of this service, or why it is nothing of the kind.
+    pub fn from_text(service: &str, text: &str) -> Result<Self, String> {
+        let saved = content::decode(service, text.as_bytes())?;
+        Ok(Self { saved: saved.saved.min(SystemTime::now()), ..saved })
+    }
+}
+
 impl Store {
     /// Creates the folder if it is not there, and starts the task that writes.
     ///

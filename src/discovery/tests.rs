@@ -26,7 +26,8 @@ fn start(edit: impl FnOnce(&mut Config)) -> Setup {
     let registries = Registries::from([("main".to_owned(), registry)]);
     config.discovery.sources = vec!["main".into()];
     let (discovery, handle) =
-        Discovery::new(Arc::new(config.clone()), registries.clone(), None, Arc::new(telemetry())).unwrap();
+        Discovery::new(Arc::new(config.clone()), registries.clone(), None, Default::default(), Arc::new(telemetry()))
+            .unwrap();
     tokio::spawn(discovery.run());
     Setup { config, registries, handle, sinks }
 }

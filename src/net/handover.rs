@@ -34,7 +34,7 @@ use tokio::{
 };
 
 /// Of this protocol. Other versions are refused.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The largest JSON: some embedded registries, full of large instances.
 const MAX_BYTES: usize = 256 * 1024 * 1024;
@@ -76,8 +76,17 @@ pub struct Offer {
     pub services: Followed,
 }
 
-/// The services that the old one follows, each with the registries (by their names in the config) whose instances are in use.
-pub type Followed = BTreeMap<String, Vec<String>>;
+/// The services that the old one follows.
+pub type Followed = BTreeMap<String, Service>;
+
+/// What the old one knows of a service.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Service {
+    /// The registries whose instances are in use, by their names in the config.
+    pub registries: Vec<String>,
+    /// What is in force, as the file of a snapshot has it; nothing where that is no instance.
+    pub known: Option<String>,
+}
 
 /// The states of embedded registries, by their names in the config.
 pub type States = BTreeMap<String, String>;
@@ -212,7 +221,7 @@ mod tests {
             process: 7,
             sockets,
             registries,
-            services: Followed::from([("users".into(), vec!["main".into()])]),
+            services: Followed::from([("users".into(), Service { registries: vec!["main".into()], known: None })]),
         })
     }
 

@@ -35,7 +35,8 @@ fn discovery(registry: Arc<dyn Registry>) -> Handle {
     config.discovery.sources = vec!["main".into()];
     let registries = Registries::from([("main".to_owned(), registry)]);
     let telemetry = Arc::new(Telemetry { metrics, access_log });
-    let (discovery, handle) = Discovery::new(Arc::new(config), registries, None, telemetry).unwrap();
+    let (discovery, handle) =
+        Discovery::new(Arc::new(config), registries, None, Default::default(), telemetry).unwrap();
     tokio::spawn(discovery.run());
     handle
 }

@@ -198,6 +198,28 @@ async fn what_the_old_one_followed_is_known_before_the_new_one_takes_over() {
     assert!(services.to_string().contains("\"users\""), "{services}");
 }
 
+/// The registry lost everything, which the old one does not believe while its instances answer; nor does the new one.
+#[tokio::test]
+async fn an_emptied_registry_is_no_more_believed_after_an_upgrade_than_before() {
+    let setup = Setup::new().await;
+    let mut old = setup.start(1).await;
+    let mut load = Load::start(old.egress(), Version::HTTP_11, "users", 2);
+    load.more(20).await;
+    let file = setup.folder.path().join("instances.yaml");
+    let full = fs::read_to_string(&file).unwrap();
+    fs::write(&file, "services: {}").unwrap();
+    let held = "pillion_discovery_held";
+    until("it to be kept", async || old.metric(held).await == 1.0).await;
+    let new = setup.start(1).await;
+    assert_eq!(old.ended().await, 0, "{}", old.log());
+    assert_eq!(new.metric(held).await, 1.0, "{}", new.log());
+    load.more(50).await;
+    fs::write(&file, full).unwrap();
+    until("it to be listed", async || new.metric(held).await == 0.0).await;
+    load.more(20).await;
+    load.end_without_failure().await;
+}
+
 #[tokio::test]
 async fn an_embedded_registry_goes_over_with_what_it_holds() {
     let setup = Setup::new().await;

@@ -197,7 +197,7 @@ async fn other_versions_and_nonsense_are_refused_with_a_reason() {
     let mut old = setup.start(1).await;
     let frame = |json: &str| [&u32::try_from(json.len()).unwrap().to_be_bytes()[..], &[0; 4], json.as_bytes()].concat();
     for (number, (bytes, expected)) in [
-        (frame(r#"{"hello":{"version":3,"more":1}}"#), "it speaks version 3 of the protocol, and pillion"),
+        (frame(r#"{"hello":{"version":2,"more":1}}"#), "it speaks version 2 of the protocol, and pillion"),
         (frame("\"go\""), "its first word is no `hello`"),
         (frame("nonsense"), "a message cannot be read"),
         (b"GET / HTTP/1.1\r\nhost: a\r\n\r\n".to_vec(), "are no message of this protocol"),

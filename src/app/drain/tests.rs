@@ -31,7 +31,8 @@ fn setup(leaving: Option<BoxFuture<'static, ()>>, inbound: usize) -> Setup {
     let access_log = AccessLog::start(&off, metrics.access_log_dropped.clone()).unwrap();
     let telemetry = Arc::new(Telemetry { metrics, access_log });
     let config = Arc::new(Config::default());
-    let (_, discovery) = Discovery::new(config, Registries::default(), None, telemetry.clone()).unwrap();
+    let (_, discovery) =
+        Discovery::new(config, Registries::default(), None, Default::default(), telemetry.clone()).unwrap();
     let workers = Workers::start(0, &discovery, &telemetry).unwrap();
     let drain = Arc::<Drain>::default();
     let course = Course {

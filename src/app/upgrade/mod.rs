@@ -11,14 +11,21 @@ pub use socket::UpgradeSocket;
 
 use super::{App, drain::Course};
 use crate::{
+    cluster::Cluster,
     config,
-    discovery::SourceStatus,
+    discovery::{SourceStatus, Status, snapshot::Saved},
     net::handover::{self, Followed},
 };
 use anyhow::bail;
 use futures_util::future::{join_all, join3};
 use old::{Estate, Event};
-use std::{future::pending, io, net::TcpListener, sync::Arc, time::Duration};
+use std::{
+    future::pending,
+    io,
+    net::TcpListener,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 use tokio::time::{Instant, sleep, timeout};
 
 /// How often a new pillion looks whether it knows what the old one knows.
@@ -108,11 +115,11 @@ impl App {
         }
         let (registries, discovery) = (self.registries.all_embedded(), self.discovery.clone());
         Ok(async move {
-            let services = join_all(discovery.table().all().into_iter().map(async |cluster| {
-                let sources = discovery.status(&cluster.name).await.sources.into_iter();
-                let in_use = sources.filter(|source| source.in_use).map(|source| source.source);
-                (cluster.name.to_string(), in_use.collect())
-            }));
+            let services = discovery.table().all().into_iter().map(async |cluster| {
+                let status = discovery.status(&cluster.name).await;
+                (cluster.name.to_string(), known(&cluster, &status))
+            });
+            let services = join_all(services);
             Estate { sockets, registries, services: services.await.into_iter().collect() }
         })
     }
@@ -155,7 +162,7 @@ impl App {
     /// The first registry that the old one has instances from and that has said nothing here. Others may have answered, and know
     /// of none.
     async fn lost(&self, followed: &Followed) -> Option<String> {
-        for (service, registries) in followed {
+        for (service, handover::Service { registries, .. }) in followed {
             let status = self.discovery.status(service).await;
             if status.snapshot.is_some() {
                 continue;
@@ -168,5 +175,23 @@ impl App {
             }
         }
         None
+    }
+}
+
+/// What the next one is to know of a service. With it, a registry that is emptied just then looks to that one as it does here.
+fn known(cluster: &Cluster, status: &Status) -> handover::Service {
+    let names = |sources: &mut dyn Iterator<Item = &SourceStatus>| -> Vec<String> {
+        sources.map(|source| source.source.clone()).collect()
+    };
+    let age = status.snapshot.as_ref().map(|snapshot| snapshot.age).unwrap_or_default();
+    let saved = Saved {
+        instances: cluster.load().endpoints.iter().map(|endpoint| endpoint.instance.clone()).collect(),
+        // Those that are kept though nobody lists them, too.
+        source: names(&mut status.sources.iter()).join(", "),
+        saved: SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH),
+    };
+    handover::Service {
+        registries: names(&mut status.sources.iter().filter(|source| source.in_use)),
+        known: if saved.instances.is_empty() { None } else { saved.to_text(&cluster.name) },
     }
 }

@@ -6,11 +6,12 @@ use super::{
 };
 use crate::{
     config,
+    discovery::snapshot::Saved,
     net::handover::{self, Followed, Message, Offer, States, VERSION},
 };
 use anyhow::{Context, bail, ensure};
 use socket2::{Domain, SockRef};
-use std::{io, net::TcpListener, os::fd::OwnedFd, time::Duration};
+use std::{collections::HashMap, io, net::TcpListener, os::fd::OwnedFd, time::Duration};
 use tokio::{net::UnixStream, time::timeout};
 
 /// So long the old one may take for an answer. It has all of it in memory.
@@ -65,6 +66,20 @@ impl TakeOver {
         let upgrades = Upgrades::start(UpgradeSocket::inherited(listener, &upgrade.socket)?, upgrade.timeout)?;
         let sockets = sockets.into_iter().zip(descriptors).collect();
         Ok(Some(Self { stream, process, upgrades, sockets, registries, services }))
+    }
+
+    /// What the old one has in force. What cannot be read is told and left out: the registries will say.
+    pub fn known(&self) -> HashMap<String, Saved> {
+        let known = self.services.iter().filter_map(|(service, there)| {
+            match Saved::from_text(service, there.known.as_ref()?) {
+                Ok(saved) => Some((service.clone(), saved)),
+                Err(error) => {
+                    tracing::warn!(%service, error, "what was handed over of it cannot be read");
+                    None
+                }
+            }
+        });
+        known.collect()
     }
 
     /// Tells the old one to go. Gives the last states of its registries; nothing if it died meanwhile, and an error if it

@@ -113,8 +113,14 @@ fn start(folder: Option<&Path>) -> Setup {
     let snapshots = telemetry.metrics.snapshots.clone();
     let disk = folder.map(|dir| Disk::open(&config::Snapshot::new(dir), snapshots).unwrap());
     let config = config(SERVICES);
-    let (discovery, handle) =
-        Discovery::new(Arc::new(config.clone()), registries.clone(), disk.clone(), telemetry.clone()).unwrap();
+    let (discovery, handle) = Discovery::new(
+        Arc::new(config.clone()),
+        registries.clone(),
+        disk.clone(),
+        Default::default(),
+        telemetry.clone(),
+    )
+    .unwrap();
     tokio::spawn(discovery.run());
     Setup { config, registries, handle, watched: watches, followed: follows, disk, telemetry, watching: weak }
 }

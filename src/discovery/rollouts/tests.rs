@@ -77,7 +77,8 @@ fn start(store: &Arc<Memory>, rollout: &str, folder: Option<&Path>) -> Setup {
     let snapshots = telemetry.metrics.snapshots.clone();
     let disk = folder.map(|dir| Disk::open(&config::Snapshot::new(dir), snapshots).unwrap());
     let (discovery, handle) =
-        Discovery::new(config(rollout), registries.clone(), disk.clone(), telemetry.clone()).unwrap();
+        Discovery::new(config(rollout), registries.clone(), disk.clone(), Default::default(), telemetry.clone())
+            .unwrap();
     tokio::spawn(discovery.run());
     Setup { handle, registries, telemetry, disk }
 }
