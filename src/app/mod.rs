@@ -38,14 +38,22 @@ use notify::Notifier;
 use registries::{Legacy, RegistrySet};
 use std::{
     collections::HashMap,
+    convert::Infallible,
     mem::take,
     net::SocketAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
-use tokio::{sync::watch as channel, task::JoinSet};
+use tokio::{
+    sync::{mpsc, watch as channel},
+    task::JoinSet,
+    time::timeout,
+};
 use upgrade::{TakeOver, UpgradeSocket, Upgrades};
 use workers::Workers;
+
+/// The most that workers may take to close sockets, which is longer than they ever do.
+const CLOSING: Duration = Duration::from_secs(1);
 
 /// A pillion that is up. Lives on the control thread.
 pub struct App {
@@ -77,6 +85,8 @@ struct Running {
     /// Copies of those that the workers have, for a pillion that takes over.
     sockets: Sockets,
     closing: channel::Sender<bool>,
+    /// Ends when the workers have closed all of them.
+    closed: mpsc::Receiver<Infallible>,
 }
 
 /// Sockets for a listener that is not up yet: all of them, and copies of them for each worker.
@@ -294,7 +304,8 @@ impl App {
         self.for_admin.registries.store(Arc::new(registries.handles()));
         self.registries = registries;
         self.registries.open(&legacy.states).await;
-        self.set_listeners(&new, sockets);
+        let gone = self.set_listeners(&new, sockets);
+        closed(gone).await;
         self.telemetry.access_log.configure(&new.access_log);
         if old.log.level != new.log.level
             && let Err(error) = self.log.set(&new.log.level)
@@ -399,15 +410,13 @@ impl App {
         Ok(sockets)
     }
 
-    /// Brings new listeners up, changes those that stay, and takes down those that are gone.
-    fn set_listeners(&mut self, config: &Config, mut sockets: HashMap<String, Bound>) {
-        self.listeners.retain(|name, running| {
-            let stays = config.listeners.iter().any(|listener| listener.name == *name);
-            if !stays {
-                let _ = running.closing.send(true);
-            }
-            stays
-        });
+    /// Brings new listeners up, changes those that stay, and takes down those that are gone, which are returned.
+    fn set_listeners(&mut self, config: &Config, mut sockets: HashMap<String, Bound>) -> Vec<Running> {
+        let is_gone = |name: &String| config.listeners.iter().all(|listener| listener.name != *name);
+        let gone: Vec<_> = self.listeners.extract_if(|name, _| is_gone(name)).map(|(_, running)| running).collect();
+        for running in &gone {
+            let _ = running.closing.send(true);
+        }
         self.local_apps.apply(config);
         let name: Option<Arc<str>> = config.node.service.as_deref().map(Into::into);
         let version: Option<Arc<str>> = config.node.version.as_deref().map(Into::into);
@@ -423,11 +432,24 @@ impl App {
             }
             let Some(Bound { sockets, dealt }) = sockets.remove(&listener.name) else { continue };
             let Some(bound) = sockets.local_addr() else { continue };
-            let (closing, closed) = channel::channel(false);
+            let (closing, is_closing) = channel::channel(false);
+            let (open, closed) = mpsc::channel(1);
             let metrics = self.telemetry.metrics.listener(&listener.name);
-            self.workers.listen(listener, &side, dealt, &metrics, &closed);
-            let running = Running { config: listener.clone(), bound, sockets, closing };
+            self.workers.listen(listener, &side, dealt, &metrics, &is_closing, &open);
+            let running = Running { config: listener.clone(), bound, sockets, closing, closed };
             self.listeners.insert(listener.name.clone(), running);
+        }
+        gone
+    }
+}
+
+/// Waits until workers have closed the sockets of these, which they do at once. A listener that comes back at the same address with
+/// the next reload would share its connections with those of before, which are about to close.
+async fn closed(gone: Vec<Running>) {
+    for Running { sockets, mut closed, .. } in gone {
+        drop(sockets);
+        if timeout(CLOSING, closed.recv()).await.is_err() {
+            tracing::warn!("workers do not close a listener's sockets");
         }
     }
 }

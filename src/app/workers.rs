@@ -7,7 +7,7 @@ use crate::{
         auto::Speakers,
         http::Proxy,
         last_good::LastGood,
-        listener::{Listener, Side},
+        listener::{Listener, Open, Side},
         mirror::Mirrors,
         pool::Pool,
         tcp,
@@ -42,6 +42,7 @@ enum Order {
         sockets: Sockets,
         metrics: Arc<ListenerMetrics>,
         closing: watch::Receiver<bool>,
+        open: Open,
     },
     Change {
         config: config::Listener,
@@ -81,11 +82,12 @@ impl Workers {
         sockets: Vec<Sockets>,
         metrics: &Arc<ListenerMetrics>,
         closing: &watch::Receiver<bool>,
+        open: &Open,
     ) {
         for (worker, sockets) in self.workers.iter().zip(sockets) {
             let (config, side) = (config.clone(), side.clone());
-            let (metrics, closing) = (metrics.clone(), closing.clone());
-            worker.send(Order::Listen { config, side, sockets, metrics, closing });
+            let (metrics, closing, open) = (metrics.clone(), closing.clone(), open.clone());
+            worker.send(Order::Listen { config, side, sockets, metrics, closing, open });
         }
     }
 
@@ -148,10 +150,10 @@ async fn work(
             Some(_) = running.join_next() => continue,
         };
         match order {
-            Some(Order::Listen { config, side, sockets, metrics, closing }) => {
+            Some(Order::Listen { config, side, sockets, metrics, closing, open }) => {
                 let telemetry = telemetry.clone();
                 let listener = Rc::new(Listener::new(&config, side, telemetry, metrics, closing, cut.clone()));
-                if let Err(error) = start(sockets, &listener, &proxy, &mut running) {
+                if let Err(error) = start(sockets, &listener, &open, &proxy, &mut running) {
                     tracing::error!(listener = %config.name, %error, "cannot accept");
                 }
                 listeners.insert(config.name, listener);
@@ -175,11 +177,18 @@ async fn work(
 }
 
 /// Takes what comes in by these sockets.
-fn start(sockets: Sockets, listener: &Rc<Listener>, proxy: &Rc<Proxy>, running: &mut JoinSet<()>) -> io::Result<()> {
+fn start(
+    sockets: Sockets,
+    listener: &Rc<Listener>,
+    open: &Open,
+    proxy: &Rc<Proxy>,
+    running: &mut JoinSet<()>,
+) -> io::Result<()> {
     match sockets {
         Sockets::Tcp(sockets) => {
             for socket in sockets {
-                running.spawn_local(listener.clone().run(TcpListener::from_std(socket)?, proxy.clone()));
+                let socket = TcpListener::from_std(socket)?;
+                running.spawn_local(listener.clone().run(socket, open.clone(), proxy.clone()));
             }
         }
         Sockets::Udp(sockets) => {

@@ -30,6 +30,7 @@ use http::HeaderValue;
 use socket2::SockRef;
 use std::{
     cell::{Cell, RefCell},
+    convert::Infallible,
     future::{pending, poll_fn},
     net::SocketAddr,
     rc::Rc,
@@ -39,7 +40,7 @@ use std::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Notify, watch},
+    sync::{Notify, mpsc, watch},
     time::{Instant, sleep_until},
 };
 
@@ -163,6 +164,9 @@ impl Way {
     }
 }
 
+/// Whoever waits for the other end knows that a socket is closed when this is dropped.
+pub type Open = mpsc::Sender<Infallible>;
+
 impl Listener {
     pub fn new(
         config: &config::Listener,
@@ -225,8 +229,9 @@ impl Listener {
         })
     }
 
-    /// Accepts on one of its sockets until the listener is to end, then waits until its last connection is gone.
-    pub async fn run(self: Rc<Self>, socket: TcpListener, proxy: Rc<Proxy>) {
+    /// Accepts on one of its sockets until the listener is to end, then waits until its last connection is gone. Lets go of
+    /// `open` when the socket is closed.
+    pub async fn run(self: Rc<Self>, socket: TcpListener, open: Open, proxy: Rc<Proxy>) {
         // What it accepts inherits it. Without requests there is no other way to hear that a client is gone.
         let _ = SockRef::from(&socket).set_tcp_keepalive(&keepalive());
         proxy.inbound.add(&self);
@@ -248,7 +253,7 @@ impl Listener {
         while let Some((stream, peer)) = listen::accept(&socket, |error| self.accept_failed(error)).now_or_never() {
             self.clone().start(stream, peer, proxy.clone());
         }
-        drop(socket);
+        drop((socket, open));
         while self.open.get() > 0 {
             self.last_gone.notified().await;
         }

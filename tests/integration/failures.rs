@@ -142,7 +142,7 @@ async fn a_bad_config_is_told_as_in_the_guide() {
     let dir = TempDir::new().unwrap();
     let config = "registries: { main: { kind: consul } }\nrouting: { rollouts: { registry: main } }\nservices:\n  web:\n    \
                   subsets: { stable: { version: v1 }, canary: { version: v2 } }\n    routes: [{ split: { stable: 100, canary: 0 } }]\n    \
-                  rollout: { hold: 30s }\n";
+                  rollout: { interval: 2m }\n";
     fs::write(dir.path().join("pillion.yaml"), config).unwrap();
     let output = output(pillion(&["check", "pillion.yaml"]).current_dir(dir.path())).await;
     assert_eq!(output.status.code(), Some(64));
