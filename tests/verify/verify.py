@@ -202,6 +202,8 @@ on {cores} cores. What is promised and what shows it stands in `tests/verify/lin
     others = sorted(name for name, passed in tests.passed.items() if not passed)
     if others:
         print("failed: " + ", ".join(others))
+    for name in others:
+        print("\n    ".join([f"\n{name}", *tests.printed[name]]))
     if options.out and not options.only:
         with open(os.path.join(ROOT, options.out), "w") as file:
             file.write(text)
