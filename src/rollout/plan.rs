@@ -8,7 +8,7 @@ use super::{
 use crate::config::{Rollout, RolloutStart, human};
 use std::time::Duration;
 
-/// Of the time between two looks so much counts, as a number of intervals.
+/// A longer time between two looks, as a number of intervals, is one in which nobody looked.
 const LOOKS_MISSED: u32 = 3;
 
 /// Releases of before that are remembered.
@@ -116,6 +116,9 @@ fn start(state: Option<&State>, config: &Rollout, release: &str, by: &str, now: 
     if state.is_live() && state.release == release {
         return Err("it is in progress already".into());
     }
+    if state.phase == Phase::Done && state.release == release {
+        return Err("it is done, and the canary has all; `abort` takes it back".into());
+    }
     let left = state.cooling_down(config, now);
     if !left.is_zero() {
         let left = human::format(Duration::from_secs(left.as_secs().max(1)));
@@ -129,7 +132,10 @@ impl State {
     /// Decides by what came since [`looked_at`](Self::looked_at).
     pub fn look(&mut self, look: &Look, config: &Rollout, by: &str, now: At) -> Decision {
         self.last_error = None;
-        self.watched += now.since(self.looked_at).min(LOOKS_MISSED * config.interval);
+        let since = now.since(self.looked_at);
+        if since <= LOOKS_MISSED * config.interval {
+            self.watched += since;
+        }
         self.looked_at = now;
         let step = Step { config, percent: self.percent, held: self.watched, now };
         let Standing { figures, against, not_yet } = self.guards.look(look, &step);

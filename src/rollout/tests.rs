@@ -418,6 +418,24 @@ fn by_hand_it_goes_on_or_back_at_once() {
     assert_eq!(course.command(Command::Start), Err("it is in progress already".into()));
     course.command(Command::Promote).unwrap();
     assert_eq!(course.state.phase, Phase::Done);
+    let refused = "it is done, and the canary has all; `abort` takes it back";
+    assert_eq!(course.command(Command::Start), Err(refused.into()));
+    assert_eq!((&course.state.phase, course.state.percent), (&Phase::Done, 100.0));
+}
+
+/// Who decided has died, and another one goes on.
+#[test]
+fn time_in_which_nobody_looked_is_no_part_of_a_step() {
+    let mut course = Course::new(|_| ());
+    let hold = course.config.hold;
+    while course.state.watched + course.config.interval < hold {
+        assert_eq!(course.look(GOOD, GOOD, PER_LOOK).verdict, Verdict::Wait);
+    }
+    let watched = course.state.watched;
+    course.now = course.now + MINUTE;
+    assert_eq!(course.look(GOOD, GOOD, PER_LOOK).verdict, Verdict::Wait, "the first look after that");
+    assert_eq!(course.state.watched, watched);
+    assert!(matches!(course.look(GOOD, GOOD, PER_LOOK).verdict, Verdict::Promote { .. }));
 }
 
 #[test]
