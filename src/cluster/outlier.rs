@@ -165,7 +165,11 @@ impl Detector {
                 && (1.0 - rate) * 100.0 > f64::from(breaker.failure_percent)
             {
                 Cause::FailurePercent
-            } else if breaker.enabled && most > 0 && health.without_success() >= 2 && alone_fails(recent(endpoint), all)
+            } else if breaker.enabled
+                && most > 0
+                && health.without_success() >= 2
+                && window.is_some_and(|window| window.fruitless > NO_SUCCESS)
+                && do_well(recent(endpoint), all)
             {
                 Cause::NoSuccess
             } else if requests >= outlier.min_requests && limit.is_some_and(|limit| rate < limit) {
@@ -220,10 +224,10 @@ fn too_many<'e>(each: &[&'e Arc<Endpoint>], most_percent: u32, now: Instant) -> 
     ejected
 }
 
-/// Whether one endpoint had no success while the others did well, by their recent requests and failures.
-fn alone_fails((requests, failures): (u64, u64), (all_requests, all_failures): (u64, u64)) -> bool {
+/// Whether those other than one endpoint did well, by its and all recent requests and failures.
+fn do_well((requests, failures): (u64, u64), (all_requests, all_failures): (u64, u64)) -> bool {
     let (others, failed) = (all_requests - requests, all_failures - failures);
-    requests == failures && others > 0 && (others - failed) as f64 >= WELL * others as f64
+    others > 0 && (others - failed) as f64 >= WELL * others as f64
 }
 
 /// Whether one more of `all` may become unavailable: it is counted with the others, and is never the last.
@@ -246,12 +250,15 @@ struct Window {
     failures: u64,
     periods: [(u32, u32); PERIODS],
     at: usize,
+    /// Periods in a row, the last one included, that ended after a failure with no success since. As the first of them is
+    /// not whole, one more than [`NO_SUCCESS`] make as many.
+    fruitless: usize,
 }
 
 impl Window {
     /// Counts from now on.
     fn new(live: &Live) -> Self {
-        Self { completed: live.completed(), failures: live.failures(), periods: [(0, 0); PERIODS], at: 0 }
+        Self { completed: live.completed(), failures: live.failures(), periods: [(0, 0); PERIODS], at: 0, fruitless: 0 }
     }
 
     fn turn(&mut self, live: &Live) {
@@ -260,6 +267,12 @@ impl Window {
         let failed = added(failures, self.failures);
         // What is read while others write may be off by a few; more failures than requests would be nonsense.
         self.periods[self.at] = (added(completed, self.completed).max(failed), failed);
+        let (requests, failed) = self.periods[self.at];
+        self.fruitless = match live.health.without_success() {
+            0 => 0,
+            _ if requests > failed => 1,
+            _ => self.fruitless + 1,
+        };
         self.at = (self.at + 1) % PERIODS;
         (self.completed, self.failures) = (completed, failures);
     }

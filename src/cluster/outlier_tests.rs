@@ -199,6 +199,21 @@ async fn one_that_hangs_is_ejected_though_it_gets_few_requests() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn having_no_success_takes_two_whole_seconds() {
+    let (mut detector, all) = (Detector::default(), endpoints(5));
+    let mut tick = |silent: usize| {
+        all[1..].iter().for_each(|endpoint| requests(endpoint, 10, 0));
+        (0..silent).for_each(|_| assert!(!request(&all[0], Choice::Available, Outcome::Silence)));
+        ejected(&detector.tick(&all, &service(), Instant::now())).len()
+    };
+    // It is new, and its first callers have little time.
+    assert_eq!([tick(8), tick(8)], [0, 0], "the first second may have been the last moment of one");
+    requests(&all[0], 1, 0);
+    assert_eq!([tick(8), tick(0)], [0, 0], "a success in between counts");
+    assert_eq!(tick(0), 1, "it need not be asked again");
+}
+
+#[tokio::test(start_paused = true)]
 async fn where_nobody_fails_a_single_failure_makes_no_outlier() {
     let (mut detector, all) = (Detector::default(), endpoints(20));
     for _ in 0..2 {

@@ -180,6 +180,7 @@ async fn callers_that_want_too_much_eject_nobody() {
     let pillion = Setup::users(addresses).service(&format!("user-service: {{ {TURN} }}")).start().await;
     // Those who can wait show all the time that each instance is well.
     let patient = Load::start(&pillion, 8);
+    pillion.until_served(16.0).await;
     let mut hasty = pillion.connect().await;
     let mut late = 0;
     for _ in 0..100 {
