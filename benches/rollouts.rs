@@ -152,12 +152,13 @@ fn run(case: &Case, rate: f64, evidence: Evidence, config: &Rollout) -> Outcome 
             canary: evidence.of(draw(requests * percent / 100.0, (case.canary)(percent, time))),
             baseline: evidence.of(draw(requests * (1.0 - percent / 100.0), (case.baseline)(time))),
             queries: Vec::new(),
+            canary_is_gone: false,
         };
         let decision = state.look(&look, config, "simulation", now);
         held_for_requests |= decision.verdict == Verdict::Hold { why: Why::TooFewRequests };
     }
     let end = match state.phase {
-        Phase::RolledBack { .. } => End::RolledBack,
+        Phase::RolledBack { .. } | Phase::Aborted { .. } => End::RolledBack,
         Phase::Done => End::Done,
         Phase::Running | Phase::Paused => End::Holds,
     };

@@ -25,12 +25,13 @@ const LIMIT_OF_COMMANDS: Duration = Duration::from_secs(20);
 const MAX_ANSWER: usize = 256 << 20;
 
 const DEFAULT: &str = "127.0.0.1:4191";
+const ENV: &str = "PILLION_ADMIN";
 
 /// The pillion that a command asks.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Target {
     /// Where the pillion to ask has its admin interface.
-    #[arg(long, env = "PILLION_ADMIN", value_name = "HOST:PORT", default_value = DEFAULT, value_parser = address)]
+    #[arg(long, env = ENV, value_name = "HOST:PORT", default_value = DEFAULT, value_parser = address)]
     pub admin: String,
 }
 
@@ -89,7 +90,12 @@ impl Answer {
         if self.status == StatusCode::OK {
             return Ok(self);
         }
-        Err(anyhow!(self.read::<Refused>()?.error))
+        let Refused { error, expected, .. } = self.read()?;
+        // (Where a command makes no sense now, there is nothing to choose from.)
+        Err(match expected.filter(|_| self.status == StatusCode::NOT_FOUND) {
+            Some(expected) => anyhow!("{error}; expected {expected}"),
+            None => anyhow!(error),
+        })
     }
 
     /// The body as it came.
@@ -119,8 +125,10 @@ async fn ask(admin: &str, method: Method, path: &str) -> anyhow::Result<(StatusC
 }
 
 fn unreachable(admin: &str, cause: &str) -> anyhow::Error {
+    let from_env = std::env::var(ENV).is_ok_and(|value| value.trim() == admin);
+    let source = if from_env { format!(" (from {ENV})") } else { String::new() };
     anyhow!(
-        "cannot reach pillion's admin interface at {admin}: {cause}; is pillion running? Another address: --admin HOST:PORT"
+        "cannot reach pillion's admin interface at {admin}{source}: {cause}; is pillion running? Another address: --admin HOST:PORT"
     )
 }
 

@@ -3,6 +3,7 @@
 use super::client::{self, Align, Asking, Table, age, printable};
 use crate::{
     admin::view::{RolloutState, Rollouts, ServiceRollout, StepRequests, StoreState},
+    discovery::WaitingFor,
     rollout::{At, Phase},
 };
 use anyhow::bail;
@@ -103,12 +104,12 @@ fn list(rollouts: &Rollouts) -> String {
         ("PHASE", Align::Left),
         ("CANARY", Align::Right),
         ("FOR", Align::Right),
-        ("BY", Align::Left),
+        ("DECIDES", Align::Left),
         ("LAST", Align::Left),
     ]);
-    for ServiceRollout { service, release, leading, in_force, state, refused, .. } in &rollouts.services {
+    for rollout in &rollouts.services {
+        let ServiceRollout { service, release, canary, in_force, state, waiting_for, refused, .. } = rollout;
         let last = state.as_ref().and_then(|state| state.decisions.last());
-        let by = if *leading { "this one".to_owned() } else { last.map(|last| last.by.clone()).unwrap_or_default() };
         table.row([
             service.clone(),
             state.as_ref().map_or(release, |state| &state.release).clone(),
@@ -120,10 +121,11 @@ fn list(rollouts: &Rollouts) -> String {
             },
             state.as_ref().map(|state| format!("{} %", state.percent)).unwrap_or_default(),
             state.as_ref().map(since).unwrap_or_default(),
-            by,
-            match refused {
-                Some(refused) => format!("the state in the store cannot be used: {refused}"),
-                None => last.map(|last| last.verdict.to_string()).unwrap_or_default(),
+            decides(rollout),
+            match (refused, waiting_for) {
+                (Some(refused), _) => format!("the state in the store cannot be used: {refused}"),
+                (None, Some(what)) => format!("{release} {}", waits(*what, canary)),
+                (None, None) => last.map(|last| last.verdict.to_string()).unwrap_or_default(),
             },
         ]);
     }
@@ -137,10 +139,11 @@ fn one(rollout: &ServiceRollout, is_known: bool) -> String {
         baseline,
         release,
         steps,
-        leading,
         in_force,
         from_disk,
         state,
+        unattended,
+        waiting_for,
         refused,
         cool_down,
         ..
@@ -155,18 +158,32 @@ fn one(rollout: &ServiceRollout, is_known: bool) -> String {
     if let Some(refused) = refused {
         let _ = writeln!(out, "the state in the store cannot be used: {}", printable(refused));
     }
+    if let Some(what) = waiting_for {
+        let waits = waits(*what, &printable(canary));
+        let _ = writeln!(out, "not begun; the splits are as they are written: it {waits}");
+    }
     let Some(state) = state else {
-        out.push_str(match is_known {
-            true => "not begun; the splits are as they are written\n",
-            false => "not known yet; until then the splits are as they are written\n",
-        });
+        if waiting_for.is_none() {
+            out.push_str(match is_known {
+                true => "not begun; the splits are as they are written\n",
+                false => "not known yet; until then the splits are as they are written\n",
+            });
+        }
         return out;
     };
     let steps: Vec<_> = steps.iter().map(f64::to_string).collect();
     let _ =
         writeln!(out, "{}, {} % for {}, of {} %", phase(&state.phase), state.percent, since(state), steps.join(", "));
-    if let Phase::RolledBack { at, by_hand } = state.phase {
-        out.push_str(&next(rollout, state.attempt, cool_down.saturating_sub(At::now().since(at)), by_hand));
+    let left = |at: Option<At>| at.map_or(Duration::ZERO, |at| cool_down.saturating_sub(At::now().since(at)));
+    match state.phase {
+        Phase::RolledBack { at } => {
+            let again = state.attempt < rollout.attempts;
+            let _ = writeln!(out, "attempt {}; {}", state.attempt, next(rollout, again, left(Some(at))));
+        }
+        Phase::Aborted { taken_back } => {
+            let _ = writeln!(out, "{}", next(rollout, false, left(taken_back)));
+        }
+        Phase::Running | Phase::Paused | Phase::Done => {}
     }
     let StepRequests { canary: of_canary, baseline: of_baseline } = state.requests;
     let watched = age(state.watched.as_secs_f64());
@@ -177,11 +194,10 @@ fn one(rollout: &ServiceRollout, is_known: bool) -> String {
         printable(baseline)
     );
     if !in_force {
-        let of = printable(&state.release);
+        let (of, release, service) = (printable(&state.release), printable(release), printable(service));
         let _ = writeln!(
             out,
-            "not in force here: it is of release {of}, so the splits are as they are written; `pillion rollout start` begins {}",
-            printable(release)
+            "not in force here: it is of release {of}, so the splits are as they are written; `pillion rollout start {service}` begins {release}"
         );
     }
     if *from_disk {
@@ -190,12 +206,20 @@ fn one(rollout: &ServiceRollout, is_known: bool) -> String {
     if let Some(error) = &state.last_error {
         let _ = writeln!(out, "no figures: {}", printable(error));
     }
-    if *leading {
-        out.push_str("this pillion decides\n");
+    let ago = age(At::now().since(state.looked_at).as_secs_f64());
+    if *unattended {
+        let _ = writeln!(
+            out,
+            "NOBODY DECIDES, and the share stays: the last to look was {}, {ago} ago. With `evidence: own` a pillion decides that has requests for the service, and its config must have this release",
+            printable(&state.by)
+        );
+    } else if matches!(state.phase, Phase::Running | Phase::Paused) {
+        let _ = writeln!(out, "decided by {}", decides(rollout));
     }
     out.push('\n');
     for decision in &state.decisions {
-        let _ = writeln!(out, "{}  {}  ({})", decision.at, printable(&decision.to_string()), printable(&decision.by));
+        let (release, by) = (printable(&decision.release), printable(&decision.by));
+        let _ = writeln!(out, "{}  {release}  {}  ({by})", decision.at, printable(&decision.to_string()));
     }
     out
 }
@@ -203,26 +227,43 @@ fn one(rollout: &ServiceRollout, is_known: bool) -> String {
 /// How long the canary has had its share.
 fn since(state: &RolloutState) -> String {
     let since = match state.phase {
-        Phase::RolledBack { at, .. } => at,
+        Phase::RolledBack { at } | Phase::Aborted { taken_back: Some(at) } => at,
         _ => state.step_since,
     };
     age(At::now().since(since).as_secs_f64())
 }
 
-/// What comes after it was taken back, where nothing may begin for another `left`.
-fn next(rollout: &ServiceRollout, attempt: u32, left: Duration, by_hand: bool) -> String {
+/// What comes after it was taken back, where nothing may begin for another `left`. `again`: it is tried by itself.
+fn next(rollout: &ServiceRollout, again: bool, left: Duration) -> String {
     let (attempts, service) = (rollout.attempts, printable(&rollout.service));
     let when = match left.is_zero() {
-        true => "now".to_owned(),
-        false => format!("in {}", age(left.as_secs_f64())),
+        true => String::new(),
+        false => format!(" in {} (cool_down)", age(left.as_secs_f64())),
     };
-    match by_hand || attempt >= attempts {
-        true => format!(
-            "attempt {attempt} of {attempts}; not tried again by itself: `pillion rollout start {service}` can begin it {when} (cool_down)\n"
-        ),
-        false => format!(
-            "attempt {attempt} of {attempts}; the next can begin {when} (cool_down), once the canary takes requests\n"
-        ),
+    match again {
+        true => format!("the next of {attempts} can begin{when}, once the canary takes requests"),
+        false => format!("not tried again by itself; `pillion rollout start {service}` can begin it{when}"),
+    }
+}
+
+/// Who looks at one that is in progress.
+fn decides(rollout: &ServiceRollout) -> String {
+    let live = |state: &&RolloutState| matches!(state.phase, Phase::Running | Phase::Paused);
+    let Some(state) = rollout.state.as_ref().filter(live) else { return String::new() };
+    match (rollout.leading, rollout.unattended) {
+        (true, _) => "this one".to_owned(),
+        (false, true) => "nobody".to_owned(),
+        (false, false) => printable(&state.by),
+    }
+}
+
+/// What a release waits for that has not begun.
+fn waits(what: WaitingFor, canary: &str) -> String {
+    match what {
+        WaitingFor::Hand => "begins by hand: `pillion rollout start`".to_owned(),
+        WaitingFor::Canary => format!("waits for an endpoint of `{canary}` that can take requests"),
+        WaitingFor::Requests => "waits for requests: none came through this pillion".to_owned(),
+        WaitingFor::Decider => "is about to begin".to_owned(),
     }
 }
 
@@ -238,6 +279,7 @@ fn phase(phase: &Phase) -> &'static str {
         Phase::Running => "running",
         Phase::Paused => "paused",
         Phase::RolledBack { .. } => "rolled-back",
+        Phase::Aborted { .. } => "aborted",
         Phase::Done => "done",
     }
 }

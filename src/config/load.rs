@@ -204,8 +204,12 @@ pub(super) fn read_service_contents(
 }
 
 impl Config {
-    /// With what is there when the config says nothing: the listener `egress`.
+    /// With what is there when the config says nothing: the listener `egress`, and what follows from other keys.
     pub fn effective(mut self) -> Self {
+        let services = self.services.values_mut().chain([&mut self.defaults]);
+        for rollout in services.filter_map(|service| service.rollout.as_mut()) {
+            rollout.p99.warm_up = Some(rollout.p99.warm_up(rollout.hold));
+        }
         if self.listeners.is_empty() {
             self.listeners.push(Listener::egress());
         }

@@ -24,7 +24,7 @@ mod watchdog;
 
 pub use dynamic::{RoutesOf, RoutesStatus};
 pub use following::{Place, StoreStatus};
-pub use rollouts::{NotDone, RolloutStatus, RolloutsStatus};
+pub use rollouts::{NotDone, RolloutStatus, RolloutsStatus, WaitingFor};
 pub use scope::Scope;
 pub use status::{Held, SnapshotStatus, SourceState, SourceStatus, Status};
 

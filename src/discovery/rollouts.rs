@@ -7,13 +7,14 @@
 mod figures;
 mod leader;
 mod prometheus;
+mod status;
 #[cfg(test)]
 mod tests;
 
 use super::{
     Registries,
     dynamic::Routes,
-    following::{Following, Place, StoreStatus},
+    following::{Following, Place},
     kept::{self, Kept},
     snapshot,
 };
@@ -24,9 +25,14 @@ use crate::{
         store::{Item, Store, Version},
     },
     rollout::{self, At, Command, Phase, State},
-    telemetry::{Telemetry, labels::RolloutPhase, metrics::RolloutMetrics},
+    telemetry::{
+        Telemetry,
+        labels::{RolloutPhase, RolloutVerdict},
+        metrics::{RolloutMetrics, SubsetMetrics},
+    },
 };
 use leader::{Document, Leader};
+pub use status::{RolloutStatus, RolloutsStatus, WaitingFor};
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     fmt,
@@ -34,7 +40,10 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
 
 /// A rollout that was in progress when it was last heard of, so long ago, is not believed to be so still: it may have been taken
 /// back since.
@@ -79,28 +88,10 @@ struct Good {
     from_disk: bool,
     /// The store has it no more.
     is_gone: bool,
-}
-
-/// For those who ask.
-#[derive(Debug, Clone, Default)]
-pub struct RolloutsStatus {
-    pub store: Option<StoreStatus>,
-    pub services: Vec<RolloutStatus>,
-}
-
-/// One service's rollout.
-#[derive(Debug, Clone)]
-pub struct RolloutStatus {
-    pub service: String,
-    pub rollout: Rollout,
-    /// What is to be rolled out, as this pillion's config has it.
-    pub release: String,
-    /// Whether this pillion decides.
-    pub leading: bool,
-    pub state: Option<State>,
-    pub from_disk: bool,
-    /// Why the value in the store is not in force.
-    pub refused: Option<String>,
+    /// When it came.
+    heard: Instant,
+    /// Whether it was told that nobody looks at it.
+    told_unattended: bool,
 }
 
 /// Why a command was not done.
@@ -230,10 +221,14 @@ impl Rollouts {
     }
 
     /// Waits until the store has something new to say. Loses nothing when it is dropped.
+    /// So does how long nobody has looked at one.
     pub async fn changed(&mut self) {
-        match &mut self.following {
-            Some(following) => following.changed().await,
-            None => pending().await,
+        let Some(following) = &mut self.following else { return pending().await };
+        let attended = |service: &String| self.states.get(service)?.good.as_ref().filter(|good| !good.told_unattended);
+        let until = |(service, governed): (&String, &Governed)| attended(service)?.unattended_from(&governed.rollout);
+        match self.governed.iter().filter_map(until).min() {
+            Some(unattended) => drop(timeout_at(unattended, following.changed()).await),
+            None => following.changed().await,
         }
     }
 
@@ -245,7 +240,10 @@ impl Rollouts {
     /// Takes in what the store says now; gives the services whose splits weigh something else now.
     pub fn hear(&mut self) -> BTreeSet<String> {
         let Some(following) = &mut self.following else { return BTreeSet::new() };
-        let Some(items) = following.hear().items else { return BTreeSet::new() };
+        let Some(items) = following.hear().items else {
+            self.count();
+            return BTreeSet::new();
+        };
         let place = following.place.clone();
         let there: HashSet<&str> = items.iter().map(|item| item.key.as_str()).collect();
         for (service, known) in self.states.iter_mut().filter(|(service, _)| !there.contains(service.as_str())) {
@@ -295,7 +293,12 @@ impl Rollouts {
                 if let Some(governed) = self.governed.get(&item.key) {
                     governed.known.send_replace(Some(state.clone()));
                 }
-                let good = Good { item: item.clone(), state, from_disk, is_gone: false };
+                let told_unattended = known.good.as_ref().is_some_and(|good| good.told_unattended);
+                if told_unattended {
+                    tracing::info!(service = item.key, by = state.by, "somebody decides about the rollout again");
+                }
+                let heard = Instant::now();
+                let good = Good { item: item.clone(), state, from_disk, is_gone: false, heard, told_unattended: false };
                 *known = Known { good: Some(good), refused: None };
                 changes
             }
@@ -323,7 +326,29 @@ impl Rollouts {
         command: Command,
     ) -> impl Future<Output = Result<State, NotDone>> + Send + 'static {
         let document = self.document_of(service);
-        async move { document?.command(command).await }
+        let governed = self.governed.get(service);
+        let metrics = governed.map(|governed| governed.metrics.clone());
+        let empty = governed.filter(|_| command == Command::Start).and_then(|governed| {
+            let canary = &governed.rollout.canary;
+            let refused = || NotDone::Refused(format!("no endpoint of `{canary}` can take requests"));
+            (!figures::can_be_tried(&self.side(service, canary))).then(refused)
+        });
+        async move {
+            let document = document?;
+            if let Some(empty) = empty {
+                return Err(empty);
+            }
+            let state = document.command(command).await?;
+            if let (Some(metrics), Some(decision)) = (metrics, state.decisions.back()) {
+                metrics.decisions.inc(RolloutVerdict::of(&decision.verdict) as usize);
+            }
+            Ok(state)
+        }
+    }
+
+    /// What is counted of one of the two subsets.
+    fn side(&self, service: &str, subset: &str) -> Arc<SubsetMetrics> {
+        self.telemetry.metrics.service(service).subset(subset)
     }
 
     fn document_of(&self, service: &str) -> Result<Document, NotDone> {
@@ -333,24 +358,6 @@ impl Rollouts {
         };
         let store = following.registry().clone().store().map_err(|error| NotDone::Failed(error.to_string()))?;
         Ok(self.document(service, &following.place, store, rollout, release))
-    }
-
-    pub fn status(&self) -> RolloutsStatus {
-        let of = |(service, governed): (&String, &Governed)| {
-            let known = self.states.get(service);
-            let good = known.and_then(|known| known.good.as_ref());
-            RolloutStatus {
-                service: service.clone(),
-                rollout: governed.rollout.clone(),
-                release: governed.release.clone(),
-                leading: governed.metrics.leading.get() != 0,
-                state: good.map(|good| good.state.clone()),
-                from_disk: good.is_some_and(|good| good.from_disk),
-                refused: known.and_then(|known| Some(known.refused.as_ref()?.1.clone())),
-            }
-        };
-        let store = self.following.as_ref().map(Following::status);
-        RolloutsStatus { store, services: self.governed.iter().map(of).collect() }
     }
 
     fn kept(&self) -> Vec<Kept> {
@@ -364,19 +371,50 @@ impl Rollouts {
         goods.map(kept).collect()
     }
 
-    fn count(&self) {
-        for (service, Governed { metrics, .. }) in &self.governed {
-            let state = self.state_of(service);
+    /// Takes note of how far they all are, and tells when nobody looks at one any more, or somebody does again.
+    fn count(&mut self) {
+        for (service, governed) in &self.governed {
+            let good = self.states.get_mut(service).and_then(|known| known.good.as_mut());
+            let metrics = &governed.metrics;
+            let state = good.as_ref().map(|good| &good.state);
             metrics.share.set(state.map_or(0, |state| state.weights().canary.into()));
-            let phase = state.map(|state| match state.phase {
-                Phase::Running => RolloutPhase::Running,
-                Phase::Paused => RolloutPhase::Paused,
-                Phase::RolledBack { .. } => RolloutPhase::RolledBack,
-                Phase::Done => RolloutPhase::Done,
-            });
+            let phase = state.map(|state| RolloutPhase::from(&state.phase));
             for each in RolloutPhase::ALL {
                 metrics.phase.set(each as usize, u64::from(phase == Some(each)));
             }
+            let unattended = good.is_some_and(|good| good.tell_if_unattended(service, &governed.rollout));
+            metrics.unattended.set(unattended.into());
+        }
+    }
+}
+
+impl Good {
+    /// When it is clear that nobody looks at it, if it is in progress: who decides writes it every so often.
+    fn unattended_from(&self, rollout: &Rollout) -> Option<Instant> {
+        let is_expected = self.state.is_live() && !self.from_disk;
+        is_expected.then(|| self.heard + leader::longest_silence(rollout))
+    }
+
+    fn tell_if_unattended(&mut self, service: &str, rollout: &Rollout) -> bool {
+        let now = Instant::now();
+        let unattended = self.unattended_from(rollout).is_some_and(|from| from <= now);
+        if unattended && !self.told_unattended {
+            let looked_at = self.state.looked_at;
+            tracing::warn!(service, %looked_at, "nobody decides about the rollout; its share stays");
+        }
+        self.told_unattended = unattended;
+        unattended
+    }
+}
+
+impl From<&Phase> for RolloutPhase {
+    fn from(phase: &Phase) -> Self {
+        match phase {
+            Phase::Running => Self::Running,
+            Phase::Paused => Self::Paused,
+            Phase::RolledBack { .. } => Self::RolledBack,
+            Phase::Aborted { .. } => Self::Aborted,
+            Phase::Done => Self::Done,
         }
     }
 }

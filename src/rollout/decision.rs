@@ -9,6 +9,7 @@ use std::{fmt, time::Duration};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Decision {
     pub at: At,
+    pub release: String,
     /// Which pillion decided, or who asked for it.
     pub by: String,
     #[serde(flatten)]
@@ -41,6 +42,10 @@ pub enum Verdict {
         from: f64,
         #[serde(flatten)]
         cause: Cause,
+    },
+    /// Somebody asked for it: back, and not again by itself.
+    Abort {
+        from: f64,
     },
     /// The last step is over.
     Done {
@@ -75,6 +80,8 @@ pub enum Why {
     NoEvidence {
         error: String,
     },
+    /// None of the canary's endpoints can take requests.
+    NoEndpoint,
     Paused,
 }
 
@@ -84,11 +91,7 @@ pub enum Why {
 pub enum Cause {
     ErrorRate,
     P99,
-    Query {
-        guard: String,
-    },
-    /// Somebody asked for it.
-    Abort,
+    Query { guard: String },
 }
 
 /// What a decision is made of: all of this step.
@@ -110,8 +113,8 @@ pub struct SideFigures {
     pub failures: u64,
     /// In percent.
     pub error_rate: f64,
-    /// In milliseconds; of the canary without those of its warm-up.
-    pub p99: f64,
+    /// In milliseconds; of the canary without those of its warm-up. `None`: there were no responses.
+    pub p99: Option<f64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -151,6 +154,7 @@ impl Verdict {
             Self::Hold { .. } => "hold",
             Self::Promote { .. } => "promote",
             Self::RollBack { .. } => "roll-back",
+            Self::Abort { .. } => "abort",
             Self::Done { .. } => "done",
             Self::Pause => "pause",
             Self::Resume => "resume",
@@ -174,6 +178,8 @@ impl fmt::Display for Verdict {
             Self::Hold { why } => write!(f, "holds: {why}"),
             Self::Promote { from, to } => write!(f, "promotes from {from} % to {to} %"),
             Self::RollBack { from, cause } => write!(f, "rolls back from {from} %: {cause}"),
+            Self::Abort { from: 0.0 } => f.write_str("is aborted by hand; the canary had nothing"),
+            Self::Abort { from } => write!(f, "is aborted by hand, from {from} %"),
             Self::Done { percent } => write!(f, "is done, at {percent} %"),
             Self::Pause => f.write_str("pauses"),
             Self::Resume => f.write_str("resumes"),
@@ -190,6 +196,7 @@ impl fmt::Display for Why {
             Self::QueryBad { guard } => write!(f, "`{guard}` is bad, and not for long enough yet"),
             Self::QueryFailed { guard, error } => write!(f, "`{guard}` gives no number: {error}"),
             Self::NoEvidence { error } => write!(f, "no figures: {error}"),
+            Self::NoEndpoint => f.write_str("no endpoint of the canary can take requests"),
             Self::Paused => f.write_str("paused"),
         }
     }
@@ -201,7 +208,6 @@ impl fmt::Display for Cause {
             Self::ErrorRate => f.write_str("the error rate is beyond its limit"),
             Self::P99 => f.write_str("the p99 latency is beyond its limit"),
             Self::Query { guard } => write!(f, "`{guard}` is bad"),
-            Self::Abort => f.write_str("aborted by hand"),
         }
     }
 }
@@ -219,7 +225,8 @@ impl fmt::Display for Figures {
 impl fmt::Display for SideFigures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { requests, failures, error_rate, p99 } = self;
-        write!(f, "{failures} of {requests} failed ({error_rate} %), p99 {p99} ms")
+        write!(f, "{failures} of {requests} failed ({error_rate} %)")?;
+        p99.map_or(Ok(()), |p99| write!(f, ", p99 {p99} ms"))
     }
 }
 

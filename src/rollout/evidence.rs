@@ -14,6 +14,8 @@ pub struct Look {
     pub baseline: Side,
     /// What the config's `queries` gave, in their order; or why they gave nothing.
     pub queries: Vec<Result<f64, String>>,
+    /// None of the canary's endpoints can take requests.
+    pub canary_is_gone: bool,
 }
 
 /// What one side did in a time, or ever since it began.

@@ -338,11 +338,12 @@ fn evidence(limit: f64, log: f64, needed: f64) -> Evidence {
 }
 
 fn side(side: &Side) -> SideFigures {
+    let latencies = side.histogram();
     SideFigures {
         requests: side.requests,
         failures: side.failures,
         error_rate: short(side.error_rate() * 100.0),
-        p99: short(millis(side.histogram().quantile(1.0 - SLOWEST))),
+        p99: (latencies.total() > 0.0).then(|| short(millis(latencies.quantile(1.0 - SLOWEST)))),
     }
 }
 

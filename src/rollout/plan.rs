@@ -2,7 +2,7 @@
 
 use super::{
     At, Decision, Look, Phase, State,
-    decision::{Cause, Figures, Verdict, Why},
+    decision::{Cause, Verdict, Why},
     guards::{Standing, Step},
 };
 use crate::config::{Rollout, RolloutStart, human};
@@ -54,7 +54,7 @@ pub fn due(state: Option<&State>, config: &Rollout, release: &str, by: &str, now
             let is_new = !state.earlier.iter().any(|earlier| earlier == release);
             (is_new && config.start == RolloutStart::Automatic).then(|| begin(1))
         }
-        Phase::RolledBack { by_hand: false, .. } if state.attempt < config.attempts => Some(begin(state.attempt + 1)),
+        Phase::RolledBack { .. } if state.attempt < config.attempts => Some(begin(state.attempt + 1)),
         _ => None,
     };
     next.map(|next| next.after(state))
@@ -73,7 +73,7 @@ pub fn command(
         return start(state, config, release, by, now);
     }
     if command == Command::Abort {
-        return abort(state, config, release, by, now);
+        return abort(state, release, by, now);
     }
     let Some(mut state) = state.filter(|state| state.is_live()).cloned() else {
         return Err("there is no rollout in progress".into());
@@ -96,18 +96,30 @@ pub fn command(
         }
         (Command::Promote | Command::Start | Command::Abort, _) => state.next_step(config, now),
     };
-    state.record(Decision { at: now, by: by.into(), verdict, figures: None });
+    state.decide(verdict, None, by, now);
     Ok(state)
 }
 
 /// In any phase: one that is done goes back, too, and one that was taken back or never began is not tried by itself any more.
-fn abort(state: Option<&State>, config: &Rollout, release: &str, by: &str, now: At) -> Result<State, String> {
-    let mut state = state.cloned().unwrap_or_else(|| State::begin(release, 1, config, by, now));
-    if matches!(state.phase, Phase::RolledBack { by_hand: true, .. }) {
-        return Err("it was aborted already".into());
-    }
-    let verdict = state.roll_back(Cause::Abort, now);
-    state.record(Decision { at: now, by: by.into(), verdict, figures: None });
+fn abort(state: Option<&State>, release: &str, by: &str, now: At) -> Result<State, String> {
+    let never_began = |state: &&State| !state.is_live() && state.release != release;
+    let mut state = match state {
+        Some(state) if !never_began(&state) => state.clone(),
+        earlier => {
+            let state = State::new(release, Phase::Aborted { taken_back: None }, by, now);
+            let mut state = earlier.map_or(state.clone(), |earlier| state.after(earlier));
+            state.decide(Verdict::Abort { from: 0.0 }, None, by, now);
+            return Ok(state);
+        }
+    };
+    let from = std::mem::replace(&mut state.percent, 0.0);
+    let taken_back = match state.phase {
+        Phase::Aborted { .. } => return Err("it was aborted already".into()),
+        Phase::RolledBack { at } => Some(at),
+        Phase::Running | Phase::Paused | Phase::Done => (from > 0.0).then_some(now),
+    };
+    state.phase = Phase::Aborted { taken_back };
+    state.decide(Verdict::Abort { from }, None, by, now);
     Ok(state)
 }
 
@@ -132,6 +144,7 @@ impl State {
     /// Decides by what came since [`looked_at`](Self::looked_at).
     pub fn look(&mut self, look: &Look, config: &Rollout, by: &str, now: At) -> Decision {
         self.last_error = None;
+        self.by = by.to_owned();
         let since = now.since(self.looked_at);
         if since <= LOOKS_MISSED * config.interval {
             self.watched += since;
@@ -147,29 +160,26 @@ impl State {
                 self.begin_step(now);
                 Verdict::Hold { why }
             }
+            // (One that fails a lot is kept out by the breaker, too.)
+            (None, _) if look.canary_is_gone => Verdict::Hold { why: Why::NoEndpoint },
             (None, _) if self.phase == Phase::Paused => Verdict::Hold { why: Why::Paused },
             (None, _) if !enough => Verdict::Wait,
             (None, Some(why)) if !figures.guards.is_empty() => Verdict::Hold { why },
             (None, _) => self.next_step(config, now),
         };
-        self.decided(verdict, Some(figures), by, now)
+        self.decide(verdict, Some(figures), by, now)
     }
 
     /// There are no figures since the last look, for this reason. Nothing is promoted, and nothing taken back.
     pub fn blind(&mut self, error: String, by: &str, now: At) -> Decision {
         self.last_error = Some(error.clone());
-        self.decided(Verdict::Hold { why: Why::NoEvidence { error } }, None, by, now)
-    }
-
-    fn decided(&mut self, verdict: Verdict, figures: Option<Figures>, by: &str, now: At) -> Decision {
-        let decision = Decision { at: now, by: by.into(), verdict, figures };
-        self.record(decision.clone());
-        decision
+        self.by = by.to_owned();
+        self.decide(Verdict::Hold { why: Why::NoEvidence { error } }, None, by, now)
     }
 
     fn roll_back(&mut self, cause: Cause, now: At) -> Verdict {
         let from = std::mem::replace(&mut self.percent, 0.0);
-        self.phase = Phase::RolledBack { at: now, by_hand: cause == Cause::Abort };
+        self.phase = Phase::RolledBack { at: now };
         Verdict::RollBack { from, cause }
     }
 

@@ -1,12 +1,16 @@
 //! What a fleet has in common of a rollout: the document in the registry's store.
 
-use super::{At, Decision, decision::Verdict, guards::Guards};
+use super::{
+    At, Decision,
+    decision::{Figures, Verdict},
+    guards::Guards,
+};
 use crate::config::{Rollout, human};
 use serde::{Deserialize, Serialize};
 use std::{collections::VecDeque, time::Duration};
 
 /// Of the document. Whoever meets another one leaves it alone.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Decisions that are kept.
 const KEPT: usize = 20;
 
@@ -33,11 +37,12 @@ pub struct State {
     pub watched: Duration,
     /// Counts up with each version of the document, so that an older one is known as such.
     pub revision: u64,
-    /// Until when what came was looked at.
+    /// Until when what came was looked at, and by which pillion.
     pub looked_at: At,
+    pub by: String,
     /// Why there are no figures, while there are none.
     pub last_error: Option<String>,
-    /// The latest last. Waits are not kept, nor is the same reason to hold twice in a row.
+    /// The latest last. Waits are kept only after a reason to hold, and the same reason not twice in a row.
     pub decisions: VecDeque<Decision>,
     pub(super) guards: Guards,
 }
@@ -48,10 +53,14 @@ pub enum Phase {
     Running,
     /// No next step. A bad canary is taken back all the same.
     Paused,
-    /// The canary gets nothing.
+    /// It did badly, and gets nothing.
     RolledBack {
         at: At,
-        by_hand: bool,
+    },
+    /// Somebody wants it to get nothing, and not to be tried again by itself. Since when it was taken back, if it had
+    /// anything.
+    Aborted {
+        taken_back: Option<At>,
     },
     /// The last step is over, and its share stays.
     Done,
@@ -61,29 +70,30 @@ impl State {
     /// A rollout that begins now.
     pub fn begin(release: &str, attempt: u32, config: &Rollout, by: &str, now: At) -> Self {
         let first = config.steps.first().map_or(0.0, |step| step.0);
-        let mut state = Self {
+        let mut state = Self { percent: first, attempt, ..Self::new(release, Phase::Running, by, now) };
+        state.decide(Verdict::Start { to: first, attempt }, None, by, now);
+        state
+    }
+
+    /// The canary has nothing, and nothing was decided.
+    pub(super) fn new(release: &str, phase: Phase, by: &str, now: At) -> Self {
+        Self {
             version: VERSION,
             release: release.to_owned(),
-            phase: Phase::Running,
-            percent: first,
-            attempt,
+            phase,
+            percent: 0.0,
+            attempt: 1,
             earlier: VecDeque::new(),
             started_at: now,
             step_since: now,
             watched: Duration::ZERO,
             revision: 0,
             looked_at: now,
+            by: by.to_owned(),
             last_error: None,
             decisions: VecDeque::new(),
             guards: Guards::new(now),
-        };
-        state.record(Decision {
-            at: now,
-            by: by.into(),
-            verdict: Verdict::Start { to: first, attempt },
-            figures: None,
-        });
-        state
+        }
     }
 
     /// Of the document's text. One that another version of pillion wrote is refused.
@@ -134,15 +144,29 @@ impl State {
     /// How long no rollout may begin yet.
     pub fn cooling_down(&self, config: &Rollout, now: At) -> Duration {
         match self.phase {
-            Phase::RolledBack { at, .. } => config.cool_down.saturating_sub(now.since(at)),
+            Phase::RolledBack { at } | Phase::Aborted { taken_back: Some(at) } => {
+                config.cool_down.saturating_sub(now.since(at))
+            }
             _ => Duration::ZERO,
         }
     }
 
+    /// Takes note of what is decided now.
+    pub(super) fn decide(&mut self, verdict: Verdict, figures: Option<Figures>, by: &str, now: At) -> Decision {
+        let decision = Decision { at: now, release: self.release.clone(), by: by.into(), verdict, figures };
+        self.record(decision.clone());
+        decision
+    }
+
     pub(super) fn record(&mut self, decision: Decision) {
         let last = self.decisions.back().map(|last| &last.verdict);
-        let again = matches!(decision.verdict, Verdict::Hold { .. }) && last == Some(&decision.verdict);
-        if again || decision.verdict == Verdict::Wait {
+        let holds = |verdict: &Verdict| matches!(verdict, Verdict::Hold { .. });
+        let says_nothing_new = match &decision.verdict {
+            // But that it no longer holds is told.
+            Verdict::Wait => !last.is_some_and(holds),
+            verdict => holds(verdict) && last == Some(verdict),
+        };
+        if says_nothing_new {
             return;
         }
         self.decisions.push_back(decision);

@@ -1,5 +1,7 @@
 //! Whole rollouts, look by look, with figures that are what is expected on average.
 
+mod steering;
+
 use super::{
     At, Cause, Command, Decision, Look, Phase, Side, State, Verdict, Weights, Why, command, decision::GuardFigures, due,
 };
@@ -31,6 +33,7 @@ struct Course {
     /// What does not make a whole request yet.
     rest: [Rest; 2],
     queries: Vec<Result<f64, String>>,
+    canary_is_gone: bool,
 }
 
 fn at(seconds: u64) -> At {
@@ -42,7 +45,7 @@ impl Course {
         let mut config = Rollout::default();
         edit(&mut config);
         let state = State::begin("v2", 1, &config, "web-1", at(0));
-        Self { config, state, now: at(0), rest: Default::default(), queries: Vec::new() }
+        Self { config, state, now: at(0), rest: Default::default(), queries: Vec::new(), canary_is_gone: false }
     }
 
     /// One look, after its time.
@@ -53,6 +56,7 @@ impl Course {
             canary: side(requests * share, canary, &mut self.rest[0]),
             baseline: side(requests * (1.0 - share), baseline, &mut self.rest[1]),
             queries: self.queries.clone(),
+            canary_is_gone: self.canary_is_gone,
         };
         self.state.look(&look, &self.config, "web-1", self.now)
     }
@@ -126,7 +130,7 @@ fn a_canary_that_fails_more_often_is_taken_back_within_the_first_step() {
     assert_eq!(decision.verdict, Verdict::RollBack { from: 1.0, cause: Cause::ErrorRate });
     assert!(time < MINUTE, "{time:?}");
     assert_eq!(course.state.weights(), Weights { baseline: 100_000, canary: 0 });
-    assert_eq!(course.state.phase, Phase::RolledBack { at: course.now, by_hand: false });
+    assert_eq!(course.state.phase, Phase::RolledBack { at: course.now });
     assert_eq!(course.state.decisions.back(), Some(&decision));
 }
 
@@ -392,37 +396,6 @@ fn every_state_can_be_read() {
     }
 }
 
-#[test]
-fn by_hand_it_goes_on_or_back_at_once() {
-    let mut course = Course::new(|_| ());
-    course.command(Command::Promote).unwrap();
-    assert_eq!(course.state.percent, 5.0);
-    assert_eq!(course.state.decisions.back().unwrap().by, "ann");
-    course.command(Command::Abort).unwrap();
-    assert_eq!(course.state.weights().canary, 0);
-    for asked in [Command::Pause, Command::Resume, Command::Promote] {
-        assert_eq!(course.command(asked), Err("there is no rollout in progress".into()), "{asked:?}");
-    }
-    assert_eq!(course.command(Command::Abort), Err("it was aborted already".into()));
-    course.config.attempts = 3;
-    let much_later = course.now + 600 * MINUTE;
-    assert_eq!(due(Some(&course.state), &course.config, "v2", "web-1", much_later), None, "not again by itself");
-    for step in [5.0, 25.0, 50.0, 100.0] {
-        course.now = much_later;
-        if !course.state.is_live() {
-            course.command(Command::Start).unwrap();
-        }
-        course.command(Command::Promote).unwrap();
-        assert_eq!(course.state.percent, step);
-    }
-    assert_eq!(course.command(Command::Start), Err("it is in progress already".into()));
-    course.command(Command::Promote).unwrap();
-    assert_eq!(course.state.phase, Phase::Done);
-    let refused = "it is done, and the canary has all; `abort` takes it back";
-    assert_eq!(course.command(Command::Start), Err(refused.into()));
-    assert_eq!((&course.state.phase, course.state.percent), (&Phase::Done, 100.0));
-}
-
 /// Who decided has died, and another one goes on.
 #[test]
 fn time_in_which_nobody_looked_is_no_part_of_a_step() {
@@ -438,43 +411,31 @@ fn time_in_which_nobody_looked_is_no_part_of_a_step() {
     assert!(matches!(course.look(GOOD, GOOD, PER_LOOK).verdict, Verdict::Promote { .. }));
 }
 
+/// It would be promoted for having no failures.
 #[test]
-fn after_a_roll_back_it_cools_down_before_another_try() {
-    let mut course = Course::new(|config| config.attempts = 2).rolled_back();
-    let ended = course.now;
-    course.now = ended + 20 * MINUTE;
-    let refused = "the canary was taken back; `cool_down` lasts for another 10m";
-    assert_eq!(course.command(Command::Start), Err(refused.into()));
-    for release in ["v2", "v3"] {
-        assert_eq!(due(Some(&course.state), &course.config, release, "web-1", course.now), None, "{release}");
+fn a_canary_that_is_gone_is_waited_for_and_that_is_told_once() {
+    let mut course = Course::new(|_| ());
+    course.canary_is_gone = true;
+    for _ in 0..100 {
+        let decision = course.look(GOOD, GOOD, PER_LOOK);
+        assert_eq!(decision.verdict, Verdict::Hold { why: Why::NoEndpoint });
     }
-    course.now = ended + 30 * MINUTE;
-    let next = |course: &Course, release| due(Some(&course.state), &course.config, release, "web-1", course.now);
-    assert_eq!(next(&course, "v3").map(|state| (state.release, state.attempt)), Some(("v3".into(), 1)));
-    let second = next(&course, "v2").unwrap();
-    assert_eq!((second.attempt, second.percent, second.decisions.len()), (2, 1.0, 3), "{:?}", second.decisions);
-    course.state = second;
-    let mut course = course.rolled_back();
-    course.now = course.now + 60 * MINUTE;
-    assert_eq!(next(&course, "v2"), None, "two attempts are all");
-    course.config.start = RolloutStart::Manual;
-    assert_eq!(next(&course, "v3"), None);
-    course.command(Command::Start).unwrap();
-    assert_eq!((course.state.attempt, course.state.is_live()), (3, true));
-}
-
-#[test]
-fn what_begins_by_itself() {
-    let config = Rollout::default();
-    let first = due(None, &config, "v2", "web-1", at(0)).unwrap();
-    assert_eq!((first.percent, first.phase.clone(), first.attempt), (1.0, Phase::Running, 1));
-    assert_eq!(due(Some(&first), &config, "v2", "web-1", at(10)), None);
-    let other = due(Some(&first), &config, "v3", "web-1", at(10)).unwrap();
-    assert_eq!((other.release.as_str(), other.started_at), ("v3", at(10)), "another release takes its place");
-    let manual = Rollout { start: RolloutStart::Manual, ..config };
-    assert_eq!(due(None, &manual, "v2", "web-1", at(0)), None);
-    assert_eq!(due(Some(&first), &manual, "v3", "web-1", at(10)), None);
-    assert!(command(None, Command::Start, &manual, "v2", "ann", at(0)).unwrap().is_live());
+    assert_eq!((course.state.percent, course.state.decisions.len()), (1.0, 2), "{:?}", course.state.decisions);
+    course.canary_is_gone = false;
+    assert!(matches!(course.look(GOOD, GOOD, PER_LOOK).verdict, Verdict::Promote { .. }));
+    course.canary_is_gone = true;
+    course.look(GOOD, GOOD, PER_LOOK);
+    course.canary_is_gone = false;
+    for _ in 0..3 {
+        assert_eq!(course.look(GOOD, GOOD, PER_LOOK).verdict, Verdict::Wait);
+    }
+    let words: Vec<_> = course.state.decisions.iter().map(|decision| decision.verdict.as_str()).collect();
+    assert_eq!(words, ["start", "hold", "promote", "hold", "wait"], "that it goes on is told, too");
+    // What is bad is taken back all the same.
+    course.canary_is_gone = true;
+    let bad = Behaviour { failing: 0.5, ..GOOD };
+    let verdicts: Vec<_> = (0..10).map(|_| course.look(bad, GOOD, PER_LOOK).verdict).collect();
+    assert!(verdicts.iter().any(|verdict| matches!(verdict, Verdict::RollBack { .. })), "{verdicts:?}");
 }
 
 #[test]
@@ -501,11 +462,11 @@ fn the_document_reads_as_it_was_written() {
         assert!(text.len() < 64 * 1024, "{}", text.len());
     }
     let text = String::from_utf8(course.state.write().unwrap()).unwrap();
-    assert!(text.starts_with(r#"{"version":1,"release":"v2","phase":{"is":"#), "{text}");
+    assert!(text.starts_with(r#"{"version":2,"release":"v2","phase":{"is":"#), "{text}");
     assert!(text.contains(r#""started_at":"2023-11-14T22:13:20.000Z""#), "{text}");
     let refused = |text: &str| State::read(text.as_bytes()).unwrap_err();
-    let newer = text.replacen(r#""version":1"#, r#""version":2,"new":{}"#, 1);
-    assert_eq!(refused(&newer), "it has version 2; this pillion knows version 1");
+    let newer = text.replacen(r#""version":2"#, r#""version":3,"new":{}"#, 1);
+    assert_eq!(refused(&newer), "it has version 3; this pillion knows version 2");
     for (text, expected) in [
         ("", "it is no rollout's state: EOF while parsing"),
         ("[]", "it is no rollout's state: "),
@@ -536,8 +497,8 @@ fn decisions_read_as_sentences_with_their_figures() {
             "promotes from 1 % to 5 %; at 1 % for 5m; canary: 2 of 1200 failed (0.167 %), p99 {} ms; \
              baseline: 237 of 118800 failed (0.199 %), p99 {} ms; \
              error_rate: at most 0.739 %, e-value {} of 1000; p99: at most {} ms, e-value {} of 1000",
-            figures.canary.p99,
-            figures.baseline.p99,
+            figures.canary.p99.unwrap(),
+            figures.baseline.p99.unwrap(),
             e_values[0],
             match &figures.guards[1] {
                 GuardFigures::P99(evidence) => evidence.limit,

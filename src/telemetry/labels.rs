@@ -107,6 +107,7 @@ pub enum RolloutPhase {
     Running,
     Paused,
     RolledBack,
+    Aborted,
     Done,
 }
 
@@ -114,14 +115,19 @@ pub enum RolloutPhase {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RolloutVerdict {
     Start,
+    /// It no longer holds.
+    Wait,
     Hold,
     Promote,
     RollBack,
     Done,
+    Pause,
+    Resume,
+    Abort,
 }
 
 impl RolloutPhase {
-    pub const ALL: [Self; 4] = [Self::Running, Self::Paused, Self::RolledBack, Self::Done];
+    pub const ALL: [Self; 5] = [Self::Running, Self::Paused, Self::RolledBack, Self::Aborted, Self::Done];
 }
 
 impl EndpointState {
@@ -207,6 +213,6 @@ pub const WORDS: Words = Words {
     mirror_skipped: &["busy", "too_large", "unfit", "incomplete", "no_endpoints"],
     registrations: &["waiting", "registering", "registered", "unhealthy", "failing", "leaving", "gone"],
     route_updates: &["accepted", "rejected"],
-    rollout_phases: &["running", "paused", "rolled-back", "done"],
-    rollout_decisions: &["start", "hold", "promote", "roll-back", "done"],
+    rollout_phases: &["running", "paused", "rolled-back", "aborted", "done"],
+    rollout_decisions: &["start", "wait", "hold", "promote", "roll-back", "done", "pause", "resume", "abort"],
 };

@@ -26,10 +26,11 @@ async fn it_can_be_steered_by_hand() {
     };
     let (ok, text) = told(&one, &[]).await;
     assert!(ok && text.contains("users") && text.contains("not begun"), "{text}");
+    assert!(text.contains("version=v2 begins by hand: `pillion rollout start`"), "{text}");
     let (ok, text) = told(&one, &["pause", "users"]).await;
     assert!(!ok && text.contains("there is no rollout in progress"), "{text}");
     let (ok, text) = told(&one, &["start", "orders"]).await;
-    assert!(!ok && text.contains("`orders` has no `rollout`"), "{text}");
+    assert!(!ok && text.contains("`orders` has no `rollout`; expected users"), "{text}");
     let (ok, text) = told(&one, &["start"]).await;
     assert!(!ok && text.contains("<SERVICE>"), "{text}");
 
@@ -46,20 +47,22 @@ async fn it_can_be_steered_by_hand() {
     sleep(SHORTER_HOLD + Duration::from_secs(1)).await;
     let (ok, text) = told(&one, &["status", "users"]).await;
     assert!(ok && text.contains("paused, 50 % for") && text.contains("holds: paused"), "{text}");
+    let last = text.lines().last().unwrap();
+    assert!(last.contains("  version=v2  ") && text.contains("\ndecided by "), "{text}");
     let (ok, text) = told(&one, &["resume", "users"]).await;
     assert!(ok && text == "the rollout of users resumes\n", "{text}");
     until_state(&other, "the end of the pause", |state| state["is"] == "running").await;
     let (ok, text) = told(&other, &["resume", "users"]).await;
     assert!(!ok && text.contains("it is not paused"), "{text}");
     let (ok, text) = told(&one, &["abort", "users"]).await;
-    assert!(ok && text.contains("rolls back from 50 %: aborted by hand"), "{text}");
+    assert!(ok && text == "the rollout of users is aborted by hand, from 50 %\n", "{text}");
     for pillion in [&one, &other] {
         until_percent(pillion, 0.0).await;
     }
     nobody_is_sent_to(&fleet.canary, &fleet.stable).await;
     // It does not begin again by itself; by hand it does, after the time to cool down.
     sleep(Duration::from_millis(1200)).await;
-    assert_eq!(rollout(&one).await["state"]["is"], "rolled-back");
+    assert_eq!(rollout(&one).await["state"]["is"], "aborted");
     let (ok, text) = told(&other, &["start", "users"]).await;
     assert!(ok && text == "the rollout of users starts with 20 %, attempt 2\n", "{text}");
     for load in loads {
@@ -107,7 +110,7 @@ async fn the_api_steers_it_or_says_why_not() {
     until_percent(&pillion, 50.0).await;
     assert!(resumed.elapsed() >= HOLD - Duration::from_secs(1), "{:?}", resumed.elapsed());
     let (status, answer) = steer(&pillion, "POST", "users/abort").await;
-    assert_eq!((status, answer["is"].as_str(), answer["percent"].as_f64()), (200, Some("rolled-back"), Some(0.0)));
+    assert_eq!((status, answer["is"].as_str(), answer["percent"].as_f64()), (200, Some("aborted"), Some(0.0)));
     load.end_without_failure().await;
     // A store that cannot be had: a file where its folder was.
     let folder = place.0.path().join("kv.yaml.store");

@@ -3,7 +3,7 @@
 use super::Store;
 use crate::{
     config::human,
-    discovery::{RolloutStatus, RolloutsStatus},
+    discovery::{RolloutStatus, RolloutsStatus, WaitingFor},
     rollout::{At, Decision, Phase, State},
 };
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,12 @@ pub struct ServiceRollout {
     pub steps: Vec<f64>,
     /// Whether this pillion decides.
     pub leading: bool,
+    /// In progress, and nobody has looked at it for longer than who decides takes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unattended: bool,
+    /// What has to happen before the release's rollout begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_for: Option<WaitingFor>,
     /// Whether the state says what the splits weigh here: it is of this release.
     pub in_force: bool,
     /// The state was read from the disk, and the store has not confirmed it since.
@@ -59,7 +65,9 @@ pub struct RolloutState {
     pub attempt: u32,
     pub started_at: At,
     pub step_since: At,
+    /// Until when what came was looked at, and by which pillion.
     pub looked_at: At,
+    pub by: String,
     /// How much of the step was looked at, and what was seen in it; as it was written last.
     #[serde(with = "human")]
     pub watched: Duration,
@@ -86,7 +94,8 @@ impl From<RolloutsStatus> for Rollouts {
 
 impl From<RolloutStatus> for ServiceRollout {
     fn from(status: RolloutStatus) -> Self {
-        let RolloutStatus { service, rollout, release, leading, state, from_disk, refused } = status;
+        let RolloutStatus { service, rollout, release, leading, state, from_disk, unattended, waiting_for, refused } =
+            status;
         Self {
             service,
             attempts: rollout.attempts,
@@ -95,6 +104,8 @@ impl From<RolloutStatus> for ServiceRollout {
             baseline: rollout.baseline,
             steps: rollout.steps.into_iter().map(|step| step.0).collect(),
             leading,
+            unattended,
+            waiting_for,
             in_force: state.as_ref().is_some_and(|state| state.release == release),
             release,
             from_disk,
@@ -117,6 +128,7 @@ impl From<State> for RolloutState {
             started_at: state.started_at,
             step_since: state.step_since,
             looked_at: state.looked_at,
+            by: state.by,
             last_error: state.last_error,
             decisions: state.decisions.into(),
         }

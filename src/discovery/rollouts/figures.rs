@@ -66,15 +66,8 @@ impl Figures {
         few
     }
 
-    /// Whether anybody could answer for the canary. Where nobody calls the service through this pillion, it does not know.
-    pub fn canary_is_there(&self) -> bool {
-        self.own.canary.available.get() != 0
-    }
-
-    /// Whether a rollout could begin: somebody could answer, or would be asked how they are. A canary without a share gets no
-    /// request that could find out, so one that was kept out when it was taken back would stay out for ever.
     pub fn canary_can_be_tried(&self) -> bool {
-        self.canary_is_there() || self.own.canary.probe_is_due.load(Relaxed)
+        can_be_tried(&self.own.canary)
     }
 
     /// What came up to now does not count.
@@ -88,12 +81,15 @@ impl Figures {
     /// What came since the last time.
     pub async fn look(&mut self) -> Result<Look, String> {
         let [mut canary, mut baseline] = self.own.take();
-        let Some(prometheus) = &mut self.prometheus else { return Ok(Look { canary, baseline, queries: Vec::new() }) };
+        let canary_is_gone = !is_there(&self.own.canary);
+        let Some(prometheus) = &mut self.prometheus else {
+            return Ok(Look { canary, baseline, queries: Vec::new(), canary_is_gone });
+        };
         if self.evidence == RolloutEvidence::Prometheus {
             [canary, baseline] = prometheus.sides().await?;
         }
         let queries = join_all(self.queries.iter().map(|guard| prometheus.number(&guard.query))).await;
-        Ok(Look { canary, baseline, queries })
+        Ok(Look { canary, baseline, queries, canary_is_gone })
     }
 }
 
@@ -111,6 +107,17 @@ impl Counters {
         self.seen = now;
         new
     }
+}
+
+/// Whether anybody could answer. Where nobody calls the service through this pillion, it does not know.
+fn is_there(subset: &SubsetMetrics) -> bool {
+    subset.available.get() != 0
+}
+
+/// Whether a rollout could begin with it: somebody could answer, or would be asked how they are. A canary without a share
+/// gets no request that could find out, so one that was kept out when it was taken back would stay out for ever.
+pub fn can_be_tried(subset: &SubsetMetrics) -> bool {
+    is_there(subset) || subset.probe_is_due.load(Relaxed)
 }
 
 /// Requests that went elsewhere, because nobody in it could take them, count as failed: a version that the breaker keeps out

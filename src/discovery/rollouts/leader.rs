@@ -230,26 +230,19 @@ impl Deciding {
                 return Ok(Looked::On);
             }
         };
-        let before = state.clone();
-        let mut decision = match self.figures.look().await {
+        let told = state.last_error.clone();
+        let decision = match self.figures.look().await {
             Ok(look) => state.look(&look, rollout, by, now),
             Err(error) => {
                 self.metrics.failures.inc();
                 state.blind(error, by, now)
             }
         };
-        if !matches!(decision.verdict, Verdict::RollBack { .. }) && !self.figures.canary_is_there() {
-            if matches!(decision.verdict, Verdict::Promote { .. } | Verdict::Done { .. }) {
-                state = before.clone();
-            }
-            // (One that fails a lot is kept out by the breaker, too.)
-            decision = state.blind(format!("no endpoint of `{}` can take requests", rollout.canary), by, now);
-        }
         if state.decisions.back() == Some(&decision) {
             self.untold.push(decision);
         }
-        let often = WRITTEN.min(rollout.hold / PART_OF_HOLD);
-        if !self.untold.is_empty() || state.last_error != before.last_error || self.written.elapsed() >= often {
+        let often = often(rollout);
+        if !self.untold.is_empty() || state.last_error != told || self.written.elapsed() >= often {
             return self.write(version, state).await;
         }
         self.own = Some(Own { version, state });
@@ -318,20 +311,39 @@ impl Deciding {
     }
 }
 
+/// How often who decides writes the state at least.
+fn often(rollout: &Rollout) -> Duration {
+    WRITTEN.min(rollout.hold / PART_OF_HOLD)
+}
+
+/// Who decides writes sooner than that. A write may fail, and a look take its time.
+pub fn longest_silence(rollout: &Rollout) -> Duration {
+    2 * (often(rollout) + rollout.interval) + LOCK_TTL
+}
+
 /// Those for people: each has its figures.
 fn tell(service: &str, decision: &Decision, metrics: &RolloutMetrics) {
-    let verdict = match decision.verdict {
-        Verdict::RollBack { .. } => RolloutVerdict::RollBack,
-        Verdict::Start { .. } => RolloutVerdict::Start,
-        Verdict::Hold { .. } => RolloutVerdict::Hold,
-        Verdict::Promote { .. } => RolloutVerdict::Promote,
-        Verdict::Done { .. } => RolloutVerdict::Done,
-        Verdict::Wait | Verdict::Pause | Verdict::Resume => return,
-    };
-    metrics.decisions.inc(verdict as usize);
-    if verdict == RolloutVerdict::RollBack {
-        tracing::warn!(service, "the rollout {decision}");
+    let release = &decision.release;
+    metrics.decisions.inc(RolloutVerdict::of(&decision.verdict) as usize);
+    if matches!(decision.verdict, Verdict::RollBack { .. }) {
+        tracing::warn!(service, release, "the rollout {decision}");
     } else {
-        tracing::info!(service, "the rollout {decision}");
+        tracing::info!(service, release, "the rollout {decision}");
+    }
+}
+
+impl RolloutVerdict {
+    pub fn of(verdict: &Verdict) -> Self {
+        match verdict {
+            Verdict::Start { .. } => Self::Start,
+            Verdict::Wait => Self::Wait,
+            Verdict::Hold { .. } => Self::Hold,
+            Verdict::Promote { .. } => Self::Promote,
+            Verdict::RollBack { .. } => Self::RollBack,
+            Verdict::Done { .. } => Self::Done,
+            Verdict::Pause => Self::Pause,
+            Verdict::Resume => Self::Resume,
+            Verdict::Abort { .. } => Self::Abort,
+        }
     }
 }

@@ -62,9 +62,13 @@ struct Setup {
 }
 
 fn config(rollout: &str) -> Arc<Config> {
+    config_of("v2", rollout)
+}
+
+fn config_of(canary: &str, rollout: &str) -> Arc<Config> {
     let text = format!(
         "registries: {{ main: {{ kind: consul }} }}\nrouting: {{ rollouts: {{ registry: main }} }}\n\
-         services: {{ users: {{ subsets: {{ stable: {{ version: v1 }}, canary: {{ version: v2 }} }}, \
+         services: {{ users: {{ subsets: {{ stable: {{ version: v1 }}, canary: {{ version: {canary} }} }}, \
          routes: [ {{ split: {{ stable: 90, canary: 10 }}, limits: {{ requests: 100 }} }} ], rollout: {{ {rollout} }} }} }}"
     );
     Arc::new(load(Origin::text("f", text), &|_| None).unwrap().config)
@@ -135,8 +139,8 @@ async fn splits_weigh_what_the_state_says_and_else_what_is_written() {
     settle().await;
     assert_eq!(setup.share(), 25.0);
     // One that cannot be read changes nothing, and is told until it is put right.
-    let newer = String::from_utf8(state(99.0).write().unwrap()).unwrap().replace("\"version\":1", "\"version\":2");
-    for (value, error) in [(newer.as_str(), "it has version 2"), ("{", "it is no rollout's state")] {
+    let newer = String::from_utf8(state(99.0).write().unwrap()).unwrap().replace("\"version\":2", "\"version\":3");
+    for (value, error) in [(newer.as_str(), "it has version 3"), ("{", "it is no rollout's state")] {
         store.set(KEY, value.to_owned());
         settle().await;
         let rollout = setup.rollout().await;
@@ -271,6 +275,72 @@ async fn what_somebody_else_writes_counts() {
     let rollout = setup.rollout().await;
     assert_eq!(rollout.state.map(|state| (state.phase, state.percent)), Some((Phase::Paused, 50.0)));
     assert_eq!(setup.share(), 50.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_nobody_decides_is_told() {
+    let store = Arc::<Memory>::default();
+    store.set(KEY, state(25.0).write().unwrap());
+    let setup = start(&store, "", None);
+    let shown = || setup.telemetry.metrics.rollout("users").unattended.get();
+    // With `hold: 5m` and `interval: 5s` somebody would write it every 35 s.
+    tokio::time::sleep(Duration::from_secs(79)).await;
+    assert_eq!((setup.rollout().await.unattended, shown()), (false, 0));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!((setup.rollout().await.unattended, shown()), (true, 1));
+    assert_eq!(setup.share(), 25.0);
+    // It has requests now, so it decides.
+    setup.carries(1);
+    let led = setup.until("somebody to decide", |rollout| !rollout.unattended).await;
+    assert!(led.leading && shown() == 0);
+    let by = led.state.unwrap().by;
+    assert!(by.ends_with(&format!("/{}", std::process::id())), "{by}");
+    for _ in 0..600 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        setup.carries(1);
+        assert!(!setup.rollout().await.unattended);
+    }
+    // When it is over, nobody need look.
+    setup.handle.command("users", Command::Abort).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!((setup.rollout().await.unattended, shown()), (false, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_it_waits_for_before_it_begins_is_told() {
+    let store = Arc::<Memory>::default();
+    let setup = start(&store, "", None);
+    let waiting = async || setup.rollout().await.waiting_for;
+    let reload = async |config| {
+        setup.handle.reload(config, setup.registries.clone()).await.unwrap();
+        settle().await;
+    };
+    settle().await;
+    assert_eq!(waiting().await, Some(WaitingFor::Requests));
+    reload(config("start: manual")).await;
+    assert_eq!(waiting().await, Some(WaitingFor::Hand));
+    reload(config_of("v9", "")).await;
+    assert_eq!(waiting().await, Some(WaitingFor::Canary));
+    let refused = setup.handle.command("users", Command::Start).await.unwrap_err();
+    assert_eq!(refused, NotDone::Refused("no endpoint of `canary` can take requests".into()));
+    assert_eq!(store.value(KEY), None);
+    reload(config("")).await;
+    setup.carries(1);
+    assert_eq!(waiting().await, Some(WaitingFor::Decider));
+    setup.until("the start", |rollout| rollout.state.is_some()).await;
+    assert_eq!(waiting().await, None);
+    // One that the fleet has had before does not come again by itself.
+    reload(config("release: next")).await;
+    setup.carries(1);
+    setup.until("the next", |rollout| rollout.waiting_for.is_none()).await;
+    reload(config("")).await;
+    assert_eq!(waiting().await, Some(WaitingFor::Hand));
+    setup.handle.command("users", Command::Start).await.unwrap();
+    assert_eq!(
+        setup.telemetry.metrics.rollout("users").decisions.get(RolloutVerdict::Start as usize),
+        3,
+        "by hand, too"
+    );
 }
 
 #[tokio::test(start_paused = true)]

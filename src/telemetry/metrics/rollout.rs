@@ -12,6 +12,8 @@ pub struct RolloutMetrics {
     pub phase: Tally,
     /// 1 while this pillion decides.
     pub leading: Gauge,
+    /// 1 while nobody decides, and somebody should.
+    pub unattended: Gauge,
     pub decisions: Tally,
     pub failures: Counter,
 }
@@ -26,6 +28,7 @@ impl Metrics {
                 share: Gauge::default(),
                 phase: Tally::new(self.words.rollout_phases),
                 leading: Gauge::default(),
+                unattended: Gauge::default(),
                 decisions: Tally::new(self.words.rollout_decisions),
                 failures: Counter::default(),
             },
@@ -41,6 +44,7 @@ impl RolloutMetrics {
             page.add(Family::RolloutPhase, &[service, ("phase", phase)], is_in_it as f64);
         }
         page.add(Family::RolloutLeading, &[service], self.leading.get() as f64);
+        page.add(Family::RolloutUnattended, &[service], self.unattended.get() as f64);
         for (verdict, count) in self.decisions.each() {
             page.add(Family::RolloutDecisions, &[service, ("verdict", verdict)], count as f64);
         }
