@@ -25,7 +25,7 @@ pub struct State {
     pub phase: Phase,
     /// The canary's share in force.
     pub percent: f64,
-    /// The how-manieth try of this release, from 1.
+    /// The how-manieth try of this release, from 1; 0 where it was aborted before there was any.
     pub attempt: u32,
     /// What was rolled out before, the latest last. Where pillions differ in their configs for a while, none of them takes
     /// the fleet back to one of these by itself.
@@ -75,14 +75,14 @@ impl State {
         state
     }
 
-    /// The canary has nothing, and nothing was decided.
+    /// The canary has nothing and was not tried, and nothing was decided.
     pub(super) fn new(release: &str, phase: Phase, by: &str, now: At) -> Self {
         Self {
             version: VERSION,
             release: release.to_owned(),
             phase,
             percent: 0.0,
-            attempt: 1,
+            attempt: 0,
             earlier: VecDeque::new(),
             started_at: now,
             step_since: now,

@@ -85,7 +85,7 @@ fn one_that_has_not_begun_is_aborted_without_a_roll_back() {
     assert_eq!(told, ["is aborted by hand; the canary had nothing"]);
     assert_eq!(due(Some(&aborted), &config, "v2", "web-1", at(100_000)), None, "not by itself");
     let begun = command(Some(&aborted), Command::Start, &config, "v2", "ann", at(1)).unwrap();
-    assert!(begun.is_live(), "there is nothing to cool down from");
+    assert_eq!((begun.is_live(), begun.attempt), (true, 1), "there is nothing to cool down from");
     assert_eq!(due(Some(&aborted), &config, "v3", "web-1", at(1)).unwrap().release, "v3");
 
     // The next one, while the one before is done.
