@@ -1,6 +1,7 @@
 //! Which way a request would go now, and why not another.
 
 mod carried;
+mod question;
 
 use super::{
     Admin, State,
@@ -13,23 +14,20 @@ use super::{
 };
 use crate::{
     cluster::{Cluster, Endpoint, Snapshot, subset::Settled, table},
-    config::{self, Config, ListenerProtocol, shorten},
+    config::{self, Config},
+    discovery::RolloutStatus,
     error::ProxyError,
     route::{self, Action, Asked, KeyFrom, MOST_SERVICES, Miss, Route, Split, Target},
 };
 use arc_swap::Guard;
 use axum::{
     extract::{self, RawQuery},
-    http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header::HOST},
+    http::{HeaderValue, Request, StatusCode, header::HOST},
     response::Response,
 };
 use futures_util::future::BoxFuture;
-use percent_encoding::percent_decode_str;
-use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use question::Question;
+use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 const EXPECTED: &str = "`?method=GET&url=http://SERVICE/PATH&header=NAME:VALUE&source=IP&listener=NAME&called=IP:PORT`, of which only `url` is needed";
@@ -47,86 +45,10 @@ pub(super) async fn explain(extract::State(admin): Admin, RawQuery(query): RawQu
         question: &question,
         caller: config.node.service.as_deref().and_then(route::caller_name),
         is_grpc: route::is_grpc(question.request.headers()),
+        rollouts: admin.discovery.rollouts().await.services,
     };
     let explained = explaining.explain(listener).await;
     Ok(json(StatusCode::OK, &explained))
-}
-
-/// A request that somebody asks about.
-struct Question {
-    request: Request<()>,
-    source: IpAddr,
-    listener: Option<String>,
-    /// The address that the client called, where the kernel redirects its connection.
-    called: Option<SocketAddr>,
-}
-
-impl Question {
-    fn read(query: &str) -> Result<Self, String> {
-        let (mut method, mut url, mut source, mut listener, mut called) = (None, None, None, None, None);
-        let mut builder = Request::builder();
-        let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let value = decode(value);
-            match key {
-                "method" => method = Some(value),
-                "url" => url = Some(value),
-                "source" => source = Some(value),
-                "listener" => listener = Some(value),
-                "called" => called = Some(value),
-                "header" => {
-                    let field = value.split_once(':').and_then(|(name, value)| {
-                        Some((name.trim().parse::<HeaderName>().ok()?, value.trim().parse::<HeaderValue>().ok()?))
-                    });
-                    let Some((name, value)) = field else {
-                        return Err(format!("`{}` is no header", shorten(&value)));
-                    };
-                    builder = builder.header(name, value);
-                }
-                _ => return Err(format!("`{}` means nothing here", shorten(&decode(key)))),
-            }
-        }
-        let url = url.ok_or("there is no `url`")?;
-        let method = method.unwrap_or_else(|| "GET".into());
-        let method: Method = method.parse().map_err(|_| format!("`{}` is no method", shorten(&method)))?;
-        let uri: Uri = url.parse().map_err(|error| format!("`{}` is no URL: {error}", shorten(&url)))?;
-        let source = match source {
-            None => IpAddr::V4(Ipv4Addr::LOCALHOST),
-            Some(text) => text.parse().map_err(|_| format!("`{}` is no IP address", shorten(&text)))?,
-        };
-        let called = match called {
-            None => carried::address_in(&uri),
-            Some(text) => {
-                let address = text.parse().map_err(|_| format!("`{}` is no address with a port", shorten(&text)))?;
-                Some(carried::canonical(address))
-            }
-        };
-        let host = uri.authority().map(|authority| authority.to_string());
-        let mut request = builder.method(method).uri(uri).body(()).map_err(|error| error.to_string())?;
-        if let Some(host) = host.filter(|_| !request.headers().contains_key(HOST))
-            && let Ok(host) = host.parse()
-        {
-            request.headers_mut().insert(HOST, host);
-        }
-        Ok(Self { request, source, listener, called })
-    }
-
-    /// The listener that was asked for, or the first one for outbound traffic: of those that take requests, if there are any.
-    fn listener<'c>(&self, config: &'c Config) -> Result<&'c config::Listener, String> {
-        let mut listeners = config.listeners.iter();
-        let Some(name) = &self.listener else {
-            let outbound: Vec<_> = listeners.filter(|listener| !listener.is_inbound()).collect();
-            let takes_requests = |listener: &&&config::Listener| {
-                matches!(listener.protocol, ListenerProtocol::Http | ListenerProtocol::Auto)
-            };
-            let first = outbound.iter().find(takes_requests).or(outbound.first()).copied();
-            return first.ok_or_else(|| "no listener is for outbound traffic; expected the name of another".into());
-        };
-        let names = || config.listeners.iter().map(|listener| listener.name.as_str()).collect::<Vec<_>>().join(", ");
-        let found = listeners.find(|listener| listener.name == *name);
-        found.ok_or_else(|| format!("no listener is called `{}`; there are: {}", shorten(name), names()))
-    }
 }
 
 /// What an explanation is made from.
@@ -137,6 +59,7 @@ struct Explaining<'a> {
     /// The application beside this pillion.
     caller: Option<HeaderValue>,
     is_grpc: bool,
+    rollouts: Vec<RolloutStatus>,
 }
 
 /// Where a request comes to its end.
@@ -302,6 +225,15 @@ impl Explaining<'_> {
         Ok((cluster, snapshot))
     }
 
+    /// The release whose rollout says what the split weighs, if one does.
+    fn governs(&self, service: &str, split: &Split) -> Option<String> {
+        let RolloutStatus { rollout, release, state, .. } =
+            self.rollouts.iter().find(|rollout| rollout.service == service)?;
+        let in_force = state.as_ref().is_some_and(|state| state.release == *release);
+        let targets = split.shares().map(|(target, _)| (target.service.as_deref(), target.subset.as_deref()));
+        (in_force && rollout.governs_split(targets)).then(|| release.clone())
+    }
+
     /// What a service's routes say.
     fn decide<'t>(&self, settings: &'t table::Settings, request: &Request<()>, step: &mut ServiceStep) -> Decided<'t> {
         let Some(table) = &settings.routes else { return Decided::Untouched };
@@ -318,7 +250,7 @@ impl Explaining<'_> {
                 let key = split.key.as_ref();
                 let chosen =
                     key.and_then(|key| key.with(request.headers(), self.question.source, |key| split.choose(key)));
-                step.split = Some(shown(split, chosen));
+                step.split = Some(SplitStep { rollout: self.governs(&step.service, split), ..shown(split, chosen) });
                 chosen.map_or(Decided::Draw(taken, split), |chosen| Decided::Go(taken, chosen))
             }
             Action::Redirect(redirect) => {
@@ -462,6 +394,7 @@ fn shown(split: &Split, chosen: Option<&Target>) -> SplitStep {
             KeyFrom::Baggage(baggage) => format!("baggage {}", baggage.name()),
         }),
         chosen: chosen.map(name),
+        rollout: None,
     }
 }
 

@@ -229,7 +229,9 @@ fn divided(out: &mut String, split: &SplitStep) {
         (Some(key), None) => format!("by {}, which it lacks, so it is drawn", printable(key)),
         (Some(key), Some(chosen)) => format!("by {}: {}", printable(key), printable(chosen)),
     };
-    let _ = writeln!(out, "  split `{}`: {}; {by}", printable(&split.name), shares.join(", "));
+    let set = split.rollout.as_ref().map(|release| format!(", as the rollout of {} has it", printable(release)));
+    let (name, shares, set) = (printable(&split.name), shares.join(", "), set.unwrap_or_default());
+    let _ = writeln!(out, "  split `{name}`: {shares}{set}; {by}");
 }
 
 fn outcome(outcome: &Outcome) -> String {

@@ -38,6 +38,10 @@ async fn it_can_be_steered_by_hand() {
     let (ok, text) = told(&one, &["start", "users"]).await;
     assert!(ok && text == "the rollout of users starts with 20 %\n", "{text}");
     until_percent(&other, 20.0).await;
+    let admin = other.admin().to_string();
+    let explained = output(&mut crate::e2e::pillion(&["explain", "--admin", &admin, "GET", "http://users/"])).await;
+    let explained = String::from_utf8(explained.stdout).unwrap();
+    assert!(explained.contains("canary 20 %, stable 80 %, as the rollout of version=v2 has it;"), "{explained}");
     let (ok, text) = told(&other, &["pause", "users"]).await;
     assert!(ok && text.contains("pauses"), "{text}");
     until_state(&one, "a pause", |state| state["is"] == "paused").await;

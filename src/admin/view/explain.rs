@@ -164,6 +164,9 @@ pub struct SplitStep {
     /// The target for the request's key; `None` if it has none, so that it is drawn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chosen: Option<String>,
+    /// The release whose rollout says what the split weighs. Without it that is as it is written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<String>,
 }
 
 /// One of the targets among which it is drawn.

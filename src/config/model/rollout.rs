@@ -152,11 +152,13 @@ pub struct Prometheus {
 impl Rollout {
     /// Whether the rollout decides how this route of its service splits.
     pub fn governs(&self, route: &Route) -> bool {
-        let has = |name: &str| {
-            let mut targets = route.split.keys();
-            targets.any(|target| target.service.is_none() && target.subset.as_deref() == Some(name))
-        };
-        route.split.len() == 2 && has(&self.canary) && has(&self.baseline)
+        self.governs_split(route.split.keys().map(|target| (target.service.as_deref(), target.subset.as_deref())))
+    }
+
+    /// Whether it decides how its service splits between these: each a service, unless it is that one, and a subset.
+    pub fn governs_split<'t>(&self, targets: impl Iterator<Item = (Option<&'t str>, Option<&'t str>)>) -> bool {
+        let targets: Vec<_> = targets.collect();
+        targets.len() == 2 && [&self.canary, &self.baseline].iter().all(|side| targets.contains(&(None, Some(side))))
     }
 }
 
