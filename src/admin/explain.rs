@@ -227,11 +227,10 @@ impl Explaining<'_> {
 
     /// The release whose rollout says what the split weighs, if one does.
     fn governs(&self, service: &str, split: &Split) -> Option<String> {
-        let RolloutStatus { rollout, release, state, .. } =
+        let RolloutStatus { rollout, release, percent, .. } =
             self.rollouts.iter().find(|rollout| rollout.service == service)?;
-        let in_force = state.as_ref().is_some_and(|state| state.release == *release);
         let targets = split.shares().map(|(target, _)| (target.service.as_deref(), target.subset.as_deref()));
-        (in_force && rollout.governs_split(targets)).then(|| release.clone())
+        (percent.is_some() && rollout.governs_split(targets)).then(|| release.clone())
     }
 
     /// What a service's routes say.

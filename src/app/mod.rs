@@ -27,6 +27,7 @@ use crate::{
     },
     proxy::listener::Side,
     registrar::{self, Listening, Registrar},
+    registry::{embedded::Embedded, store},
     telemetry::{Telemetry, access_log, access_log::AccessLog, labels::WORDS, log::LogHandle, metrics::Metrics},
 };
 use anyhow::{Context, bail, ensure};
@@ -114,9 +115,14 @@ impl App {
         let (handed_over, states) =
             before.as_mut().map(|before| (take(&mut before.sockets), take(&mut before.registries))).unwrap_or_default();
         let mut legacy = Legacy { sockets: Inherited::new(handed_over, activated)?, states };
-        let admin = Interface::bind("admin".into(), config.admin.listen, &mut legacy.sockets)
-            .await
-            .with_context(|| taken(config.admin.listen, "the admin interface", "`admin.listen` or --admin"))?;
+        let admin =
+            Interface::bind("admin".into(), config.admin.listen, &mut legacy.sockets).await.with_context(|| {
+                taken(
+                    config.admin.listen,
+                    "the admin interface",
+                    "`admin.listen`, or PILLION_ADMIN or --admin, which go before it",
+                )
+            })?;
         let metrics = Metrics::new(WORDS);
         let access_log = AccessLog::start(&config.access_log, metrics.access_log_dropped.clone())?;
         let telemetry = Arc::new(Telemetry { metrics, access_log });
@@ -248,7 +254,7 @@ impl App {
     }
 
     /// The embedded registry called `name`.
-    pub fn embedded(&self, name: &str) -> Option<Arc<crate::registry::embedded::Embedded>> {
+    pub fn embedded(&self, name: &str) -> Option<Arc<Embedded>> {
         self.registries.embedded(name)
     }
 
@@ -365,6 +371,8 @@ impl App {
         }
         self.telemetry.access_log.flush(Duration::from_secs(1)).await;
         self.tasks.shutdown().await;
+        // With them, who decided about rollouts has ended; another pillion need not wait until the locks run out.
+        store::all_given_back().await;
     }
 
     /// What `config` wants registered is registered from now on.

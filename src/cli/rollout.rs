@@ -119,7 +119,7 @@ fn list(rollouts: &Rollouts) -> String {
                 Some(state) if *in_force => phase(&state.phase).to_owned(),
                 Some(state) => format!("{}, not in force here", phase(&state.phase)),
             },
-            state.as_ref().map(|state| format!("{} %", state.percent)).unwrap_or_default(),
+            state.as_ref().map(|state| format!("{} %", rollout.percent.unwrap_or(state.percent))).unwrap_or_default(),
             state.as_ref().map(since).unwrap_or_default(),
             decides(rollout),
             match (refused, waiting_for) {
@@ -160,7 +160,10 @@ fn one(rollout: &ServiceRollout, is_known: bool) -> String {
     }
     if let Some(what) = waiting_for {
         let waits = waits(*what, &printable(canary));
-        let _ = writeln!(out, "not begun; the splits are as they are written: it {waits}");
+        match rollout.percent {
+            Some(percent) => _ = writeln!(out, "{} {waits}; it keeps the {percent} % that it had", printable(release)),
+            None => _ = writeln!(out, "not begun; the splits are as they are written: it {waits}"),
+        }
     }
     let Some(state) = state else {
         if waiting_for.is_none() {
@@ -194,10 +197,16 @@ fn one(rollout: &ServiceRollout, is_known: bool) -> String {
         printable(baseline)
     );
     if !in_force {
+        let splits = match rollout.percent {
+            Some(percent) => {
+                format!("which keeps the {percent} % that it had when {} took its place", printable(&state.release))
+            }
+            None => "of which the state says nothing, so the splits are as they are written".to_owned(),
+        };
         let (of, release, service) = (printable(&state.release), printable(release), printable(service));
         let _ = writeln!(
             out,
-            "not in force here: it is of release {of}, so the splits are as they are written; `pillion rollout start {service}` begins {release}"
+            "not in force here: it is of release {of}, and the config here has {release}, {splits}; `pillion rollout start {service}` begins that"
         );
     }
     if *from_disk {
@@ -263,7 +272,7 @@ fn waits(what: WaitingFor, canary: &str) -> String {
         WaitingFor::Hand => "begins by hand: `pillion rollout start`".to_owned(),
         WaitingFor::Canary => format!("waits for an endpoint of `{canary}` that can take requests"),
         WaitingFor::Requests => "waits for requests: none came through this pillion".to_owned(),
-        WaitingFor::Decider => "is about to begin".to_owned(),
+        WaitingFor::Decider => "waits for the pillion that decides to have it in its config, too".to_owned(),
     }
 }
 

@@ -95,7 +95,7 @@ pub fn load(source: Origin, env: &Env<'_>) -> Result<Loaded, Errors> {
             config = config.effective();
         }
         validate::check(&config, &root, &mut faults);
-        Some(Loaded { config: config.with_suffix_of_dns(), tree: root })
+        Some(Loaded { config: config.with_suffix_of_dns().with_derived(), tree: root })
     });
     faults.or(name.as_deref(), loaded)
 }
@@ -204,14 +204,19 @@ pub(super) fn read_service_contents(
 }
 
 impl Config {
-    /// With what is there when the config says nothing: the listener `egress`, and what follows from other keys.
+    /// With what is there when the config says nothing: the listener `egress`.
     pub fn effective(mut self) -> Self {
+        if self.listeners.is_empty() {
+            self.listeners.push(Listener::egress());
+        }
+        self
+    }
+
+    /// With the defaults that follow from other keys.
+    fn with_derived(mut self) -> Self {
         let services = self.services.values_mut().chain([&mut self.defaults]);
         for rollout in services.filter_map(|service| service.rollout.as_mut()) {
             rollout.p99.warm_up = Some(rollout.p99.warm_up(rollout.hold));
-        }
-        if self.listeners.is_empty() {
-            self.listeners.push(Listener::egress());
         }
         self
     }

@@ -294,7 +294,7 @@ impl Rollouts {
                     governed.known.send_replace(Some(state.clone()));
                 }
                 let told_unattended = known.good.as_ref().is_some_and(|good| good.told_unattended);
-                if told_unattended {
+                if told_unattended && state.is_live() {
                     tracing::info!(service = item.key, by = state.by, "somebody decides about the rollout again");
                 }
                 let heard = Instant::now();
@@ -326,6 +326,7 @@ impl Rollouts {
         command: Command,
     ) -> impl Future<Output = Result<State, NotDone>> + Send + 'static {
         let document = self.document_of(service);
+        let known = self.good(service).map(|good| good.state.clone());
         let governed = self.governed.get(service);
         let metrics = governed.map(|governed| governed.metrics.clone());
         let empty = governed.filter(|_| command == Command::Start).and_then(|governed| {
@@ -338,7 +339,7 @@ impl Rollouts {
             if let Some(empty) = empty {
                 return Err(empty);
             }
-            let state = document.command(command).await?;
+            let state = document.command(command, known).await?;
             if let (Some(metrics), Some(decision)) = (metrics, state.decisions.back()) {
                 metrics.decisions.inc(RolloutVerdict::of(&decision.verdict) as usize);
             }
@@ -441,16 +442,17 @@ fn name_of_this_one() -> Arc<str> {
 }
 
 impl Document {
-    /// Tries again when others change the state at the same time.
-    async fn command(&self, command: Command) -> Result<State, NotDone> {
+    /// Tries again when others change the state at the same time. `known`: what was read last.
+    async fn command(&self, command: Command, known: Option<State>) -> Result<State, NotDone> {
         const TRIES: u32 = 5;
         let failed = |error: &dyn fmt::Display| NotDone::Failed(format!("the store of rollouts: {error}"));
         for _ in 0..TRIES {
             let item = self.read().await.map_err(|error| failed(&error))?;
+            let other_version = |item: Option<&Item>| item.is_some_and(|it| State::is_of_another_version(&it.value));
             let there = match item.as_ref().map(|item| State::read(&item.value)).transpose() {
                 Ok(there) => there,
-                // Whatever it is, the canary is to get nothing.
-                Err(_) if command == Command::Abort => None,
+                // Whatever it is, the canary is to get nothing. (But those that know another version would not read of that.)
+                Err(_) if command == Command::Abort && !other_version(item.as_ref()) => known.clone(),
                 Err(error) => return Err(NotDone::Refused(format!("the state cannot be read: {error}"))),
             };
             let next = rollout::command(there.as_ref(), command, &self.rollout, &self.release, &self.by, At::now());

@@ -12,7 +12,7 @@ pub(crate) mod memory;
 mod tests;
 
 pub(super) use document::{Cell, Holder, InDocument, InStore};
-pub use lock::{Claim, Lock};
+pub use lock::{Claim, Lock, all_given_back};
 
 use super::{
     RegistryError,

@@ -178,7 +178,7 @@ impl fmt::Display for Verdict {
             Self::Hold { why } => write!(f, "holds: {why}"),
             Self::Promote { from, to } => write!(f, "promotes from {from} % to {to} %"),
             Self::RollBack { from, cause } => write!(f, "rolls back from {from} %: {cause}"),
-            Self::Abort { from: 0.0 } => f.write_str("is aborted by hand; the canary had nothing"),
+            Self::Abort { from: 0.0 } => f.write_str("is aborted by hand; the canary has nothing"),
             Self::Abort { from } => write!(f, "is aborted by hand, from {from} %"),
             Self::Done { percent } => write!(f, "is done, at {percent} %"),
             Self::Pause => f.write_str("pauses"),

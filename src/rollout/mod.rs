@@ -20,4 +20,4 @@ pub use decision::{Cause, Decision, Evidence, Figures, GuardFigures, SideFigures
 pub use evidence::{Histogram, Look, Side};
 pub use plan::{Command, command, due};
 pub use split::{release, weigh};
-pub use state::{Phase, State, Weights};
+pub use state::{Earlier, Phase, State, Weights};

@@ -1,7 +1,7 @@
 //! What becomes of a rollout: by what a look shows, by time, and by hand. Nothing here asks anybody or waits for anything.
 
 use super::{
-    At, Decision, Look, Phase, State,
+    At, Decision, Earlier, Look, Phase, State,
     decision::{Cause, Verdict, Why},
     guards::{Standing, Step},
 };
@@ -51,7 +51,7 @@ pub fn due(state: Option<&State>, config: &Rollout, release: &str, by: &str, now
     }
     let next = match state.phase {
         _ if state.release != release => {
-            let is_new = !state.earlier.iter().any(|earlier| earlier == release);
+            let is_new = !state.earlier.iter().any(|earlier| earlier.release == release);
             (is_new && config.start == RolloutStart::Automatic).then(|| begin(1))
         }
         Phase::RolledBack { .. } if state.attempt < config.attempts => Some(begin(state.attempt + 1)),
@@ -203,7 +203,8 @@ impl State {
 
     /// Takes over what an earlier rollout has decided, for people to read, and what was rolled out before.
     fn after(mut self, earlier: &Self) -> Self {
-        let releases = earlier.earlier.iter().chain([&earlier.release]).filter(|release| **release != self.release);
+        let last = Earlier { release: earlier.release.clone(), percent: earlier.percent };
+        let releases = earlier.earlier.iter().chain([&last]).filter(|it| it.release != self.release);
         self.earlier = releases.cloned().collect();
         while self.earlier.len() > RELEASES {
             self.earlier.pop_front();

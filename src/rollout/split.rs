@@ -14,14 +14,12 @@ pub fn release(config: &Rollout, service: &Service) -> String {
     config.release.clone().unwrap_or_else(labels)
 }
 
-/// Gives the service's splits between canary and baseline the weights that `state` says. Those of another release than the
-/// service's own are of no meaning: then they stay as they are written.
+/// Gives the service's splits between canary and baseline the weights that `state` says for the service's own release. Where
+/// it says nothing of that, they stay as they are written.
 pub fn weigh(service: &mut Service, state: &State) {
     let Some(rollout) = service.rollout.clone() else { return };
-    if state.release != release(&rollout, service) {
-        return;
-    }
-    let Weights { baseline, canary } = state.weights();
+    let Some(percent) = state.percent_of(&release(&rollout, service)) else { return };
+    let Weights { baseline, canary } = Weights::of(percent);
     for route in service.routes.iter_mut().filter(|route| rollout.governs(route)) {
         for (Target { subset, .. }, weight) in &mut route.split {
             *weight = if subset.as_deref() == Some(&*rollout.canary) { canary } else { baseline };

@@ -29,7 +29,7 @@ pub struct State {
     pub attempt: u32,
     /// What was rolled out before, the latest last. Where pillions differ in their configs for a while, none of them takes
     /// the fleet back to one of these by itself.
-    pub earlier: VecDeque<String>,
+    pub earlier: VecDeque<Earlier>,
     pub started_at: At,
     pub step_since: At,
     /// How much of the step was looked at: time in which nobody decided, or nothing was to be seen, is no trial.
@@ -45,6 +45,15 @@ pub struct State {
     /// The latest last. Waits are kept only after a reason to hold, and the same reason not twice in a row.
     pub decisions: VecDeque<Decision>,
     pub(super) guards: Guards,
+}
+
+/// A release of before, for pillions whose config still has it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Earlier {
+    pub release: String,
+    /// The share that it had when the next one took its place.
+    pub percent: f64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +73,12 @@ pub enum Phase {
     },
     /// The last step is over, and its share stays.
     Done,
+}
+
+/// What documents of all versions have.
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
 }
 
 impl State {
@@ -98,17 +113,17 @@ impl State {
 
     /// Of the document's text. One that another version of pillion wrote is refused.
     pub fn read(text: &[u8]) -> Result<Self, String> {
-        #[derive(Deserialize)]
-        struct Versioned {
-            version: u32,
-        }
-
         let broken = |error: serde_json::Error| format!("it is no rollout's state: {error}");
         let Versioned { version } = serde_json::from_slice(text).map_err(broken)?;
         if version != VERSION {
             return Err(format!("it has version {version}; this pillion knows version {VERSION}"));
         }
-        serde_json::from_slice(text).map_err(broken)
+        let state: Self = serde_json::from_slice(text).map_err(broken)?;
+        let most = if matches!(state.phase, Phase::RolledBack { .. } | Phase::Aborted { .. }) { 0.0 } else { 100.0 };
+        if !(0.0..=most).contains(&state.percent) {
+            return Err(format!("`percent` is {}; expected at most {most} in this phase", state.percent));
+        }
+        Ok(state)
     }
 
     /// The document's text.
@@ -125,10 +140,23 @@ impl State {
         run(self) == run(other) && self.revision > other.revision
     }
 
+    /// The canary's share where this release is the one in the config: in force, or what it had when another took its place.
+    /// Without it the splits would lead back to what was there before that, which may be gone.
+    pub fn percent_of(&self, release: &str) -> Option<f64> {
+        if self.release == release {
+            return Some(self.percent);
+        }
+        self.earlier.iter().find(|earlier| earlier.release == release).map(|earlier| earlier.percent)
+    }
+
+    /// Whether a document of this text is one of another version, of which nothing is known here.
+    pub fn is_of_another_version(text: &[u8]) -> bool {
+        serde_json::from_slice::<Versioned>(text).is_ok_and(|it| it.version != VERSION)
+    }
+
     /// What the splits between baseline and canary weigh now, in thousandths of a percent.
     pub fn weights(&self) -> Weights {
-        let canary = (self.percent.clamp(0.0, 100.0) * 1000.0).round() as u32;
-        Weights { baseline: 100_000 - canary, canary }
+        Weights::of(self.percent)
     }
 
     /// How many requests of canary and baseline were looked at in this step.
@@ -181,4 +209,12 @@ impl State {
 pub struct Weights {
     pub baseline: u32,
     pub canary: u32,
+}
+
+impl Weights {
+    /// Where the canary has so many percent.
+    pub fn of(percent: f64) -> Self {
+        let canary = (percent.clamp(0.0, 100.0) * 1000.0).round() as u32;
+        Self { baseline: 100_000 - canary, canary }
+    }
 }

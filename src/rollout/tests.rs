@@ -470,6 +470,7 @@ fn the_document_reads_as_it_was_written() {
     for (text, expected) in [
         ("", "it is no rollout's state: EOF while parsing"),
         ("[]", "it is no rollout's state: "),
+        (&text.replacen(r#""percent":0.0"#, r#""percent":10.0"#, 1), "`percent` is 10; expected at most 0 in this"),
         (&text.replacen(r#""percent""#, r#""share""#, 1), "it is no rollout's state: unknown field `share`"),
     ] {
         assert!(refused(text).starts_with(expected), "{}", refused(text));

@@ -37,8 +37,12 @@ pub struct ServiceRollout {
     /// What has to happen before the release's rollout begins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_for: Option<WaitingFor>,
-    /// Whether the state says what the splits weigh here: it is of this release.
+    /// Whether the state is of this release.
     pub in_force: bool,
+    /// The canary's share here: this release's own, or the one that it had when another took its place. Without it the splits
+    /// are as they are written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub percent: Option<f64>,
     /// The state was read from the disk, and the store has not confirmed it since.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub from_disk: bool,
@@ -94,8 +98,18 @@ impl From<RolloutsStatus> for Rollouts {
 
 impl From<RolloutStatus> for ServiceRollout {
     fn from(status: RolloutStatus) -> Self {
-        let RolloutStatus { service, rollout, release, leading, state, from_disk, unattended, waiting_for, refused } =
-            status;
+        let RolloutStatus {
+            service,
+            rollout,
+            release,
+            percent,
+            leading,
+            state,
+            from_disk,
+            unattended,
+            waiting_for,
+            refused,
+        } = status;
         Self {
             service,
             attempts: rollout.attempts,
@@ -108,6 +122,7 @@ impl From<RolloutStatus> for ServiceRollout {
             waiting_for,
             in_force: state.as_ref().is_some_and(|state| state.release == release),
             release,
+            percent,
             from_disk,
             state: state.map(Into::into),
             refused,

@@ -36,7 +36,7 @@ fn the_warm_up_fits_into_a_step() {
     for (written, warm_up) in [("{}", 30), ("{ hold: 20s }", 5), ("{ hold: 20s, p99: { warm_up: 19s } }", 19)] {
         let loaded = load_text(&service(written)).unwrap();
         let rollout = loaded.config.services["users"].rollout.as_ref().unwrap();
-        assert_eq!(rollout.p99.warm_up(rollout.hold), Duration::from_secs(warm_up), "{written}");
+        assert_eq!(rollout.p99.warm_up, Some(Duration::from_secs(warm_up)), "{written}");
     }
 }
 

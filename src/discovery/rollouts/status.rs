@@ -22,6 +22,9 @@ pub struct RolloutStatus {
     pub rollout: Rollout,
     /// What is to be rolled out, as this pillion's config has it.
     pub release: String,
+    /// The canary's share that follows from the state here: this release's own, or the one that it had when another took its
+    /// place. Without it the splits are as they are written.
+    pub percent: Option<f64>,
     /// Whether this pillion decides.
     pub leading: bool,
     pub state: Option<State>,
@@ -44,7 +47,7 @@ pub enum WaitingFor {
     Canary,
     /// This pillion has had no requests for either side, and judges by those.
     Requests,
-    /// Whoever decides: it is about to begin.
+    /// Whoever decides, with this release in its config.
     Decider,
 }
 
@@ -57,6 +60,7 @@ impl Rollouts {
                 service: service.clone(),
                 rollout: governed.rollout.clone(),
                 release: governed.release.clone(),
+                percent: good.and_then(|good| good.state.percent_of(&governed.release)),
                 leading: governed.metrics.leading.get() != 0,
                 state: good.map(|good| good.state.clone()),
                 from_disk: good.is_some_and(|good| good.from_disk),
@@ -69,9 +73,14 @@ impl Rollouts {
         RolloutsStatus { store, services: self.governed.iter().map(of).collect() }
     }
 
+    /// Whether it is known what the store says.
+    fn is_answered(&self) -> bool {
+        self.following.as_ref().is_some_and(|following| following.status().answered)
+    }
+
     fn waiting_for(&self, service: &str, governed: &Governed, state: Option<&State>) -> Option<WaitingFor> {
         let Governed { rollout, release, .. } = governed;
-        if state.is_some_and(|state| state.release == *release) || !self.is_heard() {
+        if state.is_some_and(|state| state.release == *release) || !self.is_answered() {
             return None;
         }
         let [canary, baseline] = [&rollout.canary, &rollout.baseline].map(|subset| self.side(service, subset));

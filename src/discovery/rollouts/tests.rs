@@ -11,6 +11,7 @@ use crate::{
         snapshot::Store as Disk,
     },
     registry::{self, RegistryError, store::memory::Memory},
+    rollout::Earlier,
     route::Action,
 };
 use futures_util::future::BoxFuture;
@@ -204,6 +205,38 @@ async fn a_release_of_the_config_decides_whether_the_state_counts() {
     assert_eq!(setup.share(), 50.0);
     setup.handle.reload(config("start: manual, release: c"), setup.registries.clone()).await.unwrap();
     assert_eq!(setup.share(), 10.0);
+    // Another pillion's config is already one further. What was before `c` may be gone.
+    let mut next = state(1.0);
+    next.release = "d".into();
+    next.earlier =
+        [("b", 0.0), ("c", 75.0)].map(|(release, percent)| Earlier { release: release.into(), percent }).into();
+    store.set(KEY, next.write().unwrap());
+    settle().await;
+    assert_eq!((setup.share(), setup.rollout().await.percent), (75.0, Some(75.0)));
+    setup.handle.reload(config("start: manual, release: b"), setup.registries.clone()).await.unwrap();
+    assert_eq!(setup.share(), 0.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_read_is_aborted_unless_others_can_read_it() {
+    let store = Arc::<Memory>::default();
+    store.set(KEY, state(25.0).write().unwrap());
+    let setup = start(&store, "start: manual", None);
+    settle().await;
+    assert_eq!(setup.share(), 25.0);
+    let newer = String::from_utf8(state(25.0).write().unwrap()).unwrap().replace("\"version\":2", "\"version\":3");
+    store.set(KEY, newer.clone());
+    settle().await;
+    let refused = setup.handle.command("users", Command::Abort).await.unwrap_err();
+    assert!(matches!(&refused, NotDone::Refused(cause) if cause.contains("it has version 3")), "{refused:?}");
+    assert_eq!(store.value(KEY).unwrap(), newer);
+    store.set(KEY, "{".to_owned());
+    settle().await;
+    let aborted = setup.handle.command("users", Command::Abort).await.unwrap();
+    assert!(matches!(aborted.phase, Phase::Aborted { taken_back: Some(_) }), "{aborted:?}");
+    assert_eq!(aborted.decisions.back().unwrap().to_string(), "is aborted by hand, from 25 %");
+    settle().await;
+    assert_eq!(setup.share(), 0.0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,7 +2,7 @@
 
 use crate::registry::RegistryError;
 use futures_util::future::BoxFuture;
-use std::time::Duration;
+use std::{sync::LazyLock, time::Duration};
 use tokio::{
     sync::{oneshot, watch},
     time::{Instant, sleep, timeout, timeout_at},
@@ -20,6 +20,11 @@ const USED: f64 = 0.8;
 
 /// So long it is tried to give a lock back; after that it runs out.
 const RELEASE: Duration = Duration::from_secs(5);
+/// And so long before this process ends.
+const LAST_RELEASE: Duration = Duration::from_secs(1);
+
+/// How many locks this process holds, or is giving back.
+static HELD: LazyLock<watch::Sender<usize>> = LazyLock::new(Default::default);
 
 /// A backend's part of a lock: each call is one attempt.
 pub trait Claim: Send {
@@ -60,6 +65,28 @@ impl Lock {
     }
 }
 
+/// Waits until what was dropped is given back, or that was given up: for who is about to end, as nothing is afterwards.
+pub async fn all_given_back() {
+    // (The sender is there for ever.)
+    let _ = timeout(LAST_RELEASE, HELD.subscribe().wait_for(|held| *held == 0)).await;
+}
+
+/// Counts as held as long as it is there.
+struct Held;
+
+impl Held {
+    fn new() -> Self {
+        HELD.send_modify(|held| *held += 1);
+        Self
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        HELD.send_modify(|held| *held -= 1);
+    }
+}
+
 /// Waits until `claim` has the lock. How often it asks goes by the TTL: a whole fleet may wait for the same one.
 pub(super) async fn lock(mut claim: Box<dyn Claim>, ttl: Duration) -> Result<Lock, RegistryError> {
     loop {
@@ -67,7 +94,11 @@ pub(super) async fn lock(mut claim: Box<dyn Claim>, ttl: Duration) -> Result<Loc
         if claim.take().await? {
             let (tell, lost) = watch::channel(None);
             let (ours, given_up) = oneshot::channel();
-            tokio::spawn(keep(claim, asked, ttl, tell, given_up));
+            let held = Held::new();
+            tokio::spawn(async move {
+                keep(claim, asked, ttl, tell, given_up).await;
+                drop(held);
+            });
             return Ok(Lock { lost, ours });
         }
         sleep(ttl.mul_f64(0.25 + 0.25 * fastrand::f64())).await;

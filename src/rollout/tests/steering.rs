@@ -1,6 +1,9 @@
 //! What begins by itself, and what people ask for.
 
-use super::{super::due, *};
+use super::{
+    super::{Earlier, due},
+    *,
+};
 
 #[test]
 fn by_hand_it_goes_on_or_back_at_once() {
@@ -82,7 +85,7 @@ fn one_that_has_not_begun_is_aborted_without_a_roll_back() {
     let aborted = abort(None, "v2", 0);
     assert_eq!((aborted.percent, aborted.phase.clone()), (0.0, Phase::Aborted { taken_back: None }));
     let told: Vec<_> = aborted.decisions.iter().map(ToString::to_string).collect();
-    assert_eq!(told, ["is aborted by hand; the canary had nothing"]);
+    assert_eq!(told, ["is aborted by hand; the canary has nothing"]);
     assert_eq!(due(Some(&aborted), &config, "v2", "web-1", at(100_000)), None, "not by itself");
     let begun = command(Some(&aborted), Command::Start, &config, "v2", "ann", at(1)).unwrap();
     assert_eq!((begun.is_live(), begun.attempt), (true, 1), "there is nothing to cool down from");
@@ -92,7 +95,8 @@ fn one_that_has_not_begun_is_aborted_without_a_roll_back() {
     let done = State { phase: Phase::Done, percent: 100.0, ..begun };
     let next = abort(Some(&done), "v3", 10);
     assert_eq!((next.release.as_str(), next.percent, next.phase.clone()), ("v3", 0.0, aborted.phase));
-    assert_eq!(next.earlier, ["v2"]);
+    assert_eq!(next.earlier, [Earlier { release: "v2".into(), percent: 100.0 }]);
+    assert_eq!(["v2", "v3", "v4"].map(|release| next.percent_of(release)), [Some(100.0), Some(0.0), None]);
     assert_eq!(next.decisions.back().unwrap().release, "v3");
     // And the one that is done.
     let back = abort(Some(&done), "v2", 10);
@@ -106,7 +110,7 @@ fn one_that_was_taken_back_and_is_aborted_cools_down_as_before() {
     course.now = taken_back + 10 * MINUTE;
     course.command(Command::Abort).unwrap();
     assert_eq!(course.state.phase, Phase::Aborted { taken_back: Some(taken_back) });
-    assert_eq!(course.state.decisions.back().unwrap().to_string(), "is aborted by hand; the canary had nothing");
+    assert_eq!(course.state.decisions.back().unwrap().to_string(), "is aborted by hand; the canary has nothing");
     assert_eq!(course.state.cooling_down(&course.config, course.now), 20 * MINUTE);
     assert_eq!(due(Some(&course.state), &course.config, "v2", "web-1", course.now + 60 * MINUTE), None);
 }
