@@ -1,8 +1,8 @@
 //! Rollouts as all pillions have them in common: their states, read from the store, and who decides.
 //!
 //! A pillion reads the states and gives its splits their weights; that is all that most of them do. For each service with a
-//! rollout, the one that holds its lock looks at the figures, decides and writes the state ([`Leader`]). What is not in
-//! the store, or is of another release, leaves the splits as they are written.
+//! rollout, the one that holds its lock looks at the figures, decides and writes the state ([`Leader`]). A release that the
+//! state says nothing of, now or as an earlier one, leaves the splits as they are written.
 
 mod figures;
 mod leader;
@@ -221,7 +221,7 @@ impl Rollouts {
     }
 
     /// Waits until the store has something new to say. Loses nothing when it is dropped.
-    /// So does how long nobody has looked at one.
+    /// Returns as well when it has become clear that nobody looks at one any more.
     pub async fn changed(&mut self) {
         let Some(following) = &mut self.following else { return pending().await };
         let attended = |service: &String| self.states.get(service)?.good.as_ref().filter(|good| !good.told_unattended);
@@ -372,7 +372,7 @@ impl Rollouts {
         goods.map(kept).collect()
     }
 
-    /// Takes note of how far they all are, and tells when nobody looks at one any more, or somebody does again.
+    /// Takes note of how far they all are, and tells when nobody looks at one any more.
     fn count(&mut self) {
         for (service, governed) in &self.governed {
             let good = self.states.get_mut(service).and_then(|known| known.good.as_mut());
