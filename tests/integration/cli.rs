@@ -1,6 +1,6 @@
 //! The program's commands: what they print, and how they exit.
 
-use crate::e2e::{ANY, Pillion, Upstream, get, output, pillion, until_answer};
+use crate::e2e::{ANY, Pillion, Upstream, get, output, pillion, until, until_answer};
 use std::{fs, path::Path, process::Output, time::Duration};
 use tempfile::TempDir;
 use tokio::{
@@ -202,7 +202,9 @@ async fn a_registry_is_enough_to_run() {
         assert_eq!(get(pillion.egress(), "users").await, Ok((200, "u1".into())));
         let (status, body) = get(pillion.egress(), "nobody").await.unwrap();
         assert!(status == 404 && body.contains("unknown_service"), "{status} {body}");
-        assert_eq!(pillion.metric("pillion_requests_total{service=\"users\"").await, 1.0);
+        // A request is counted a moment after its client has the answer.
+        until("it to be counted", async || pillion.metric("pillion_requests_total{service=\"users\"").await == 1.0)
+            .await;
     }
 }
 

@@ -55,7 +55,7 @@ async fn the_first_request_may_have_capitals() {
         client.send("GET http://USER-service/ HTTP/1.1\r\nhost: x\r\n\r\n").await;
         assert_eq!(client.response().await.text(), "users");
     }
-    assert_eq!(pillion.metric("pillion_requests_total", &["service=\"user-service\""]).await, 2.0);
+    pillion.until_metric("pillion_requests_total", &["service=\"user-service\""], 2.0).await;
 }
 
 #[tokio::test]

@@ -108,6 +108,8 @@ impl Process {
     fn spawn(mut command: Command, log: &Path) -> Self {
         let output = fs::File::options().create(true).append(true).open(log).unwrap();
         command.stdout(output.try_clone().unwrap()).stderr(output);
+        // A server in Java that is killed leaves what it unpacked, 14 MB for a Nacos: where the test's own folder goes.
+        command.env("JDK_JAVA_OPTIONS", format!("-Djava.io.tmpdir={}", log.parent().unwrap().display()));
         let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         Self { child, log: log.into() }
     }
