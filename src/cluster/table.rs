@@ -258,6 +258,18 @@ impl Cluster {
     /// Puts new instances in force. Endpoints that did not change stay the same; those whose weight or labels changed
     /// keep their numbers. Returns whether anything changed.
     pub fn publish(&self, settings: &Arc<Settings>, instances: &[Instance], state: State) -> bool {
+        self.publish_doubting(&HashSet::new(), settings, instances, state)
+    }
+
+    /// The same. What is new at these addresses has to pass a check before it is used, if there are others: most that had gone
+    /// were meant to.
+    pub fn publish_doubting(
+        &self,
+        doubted: &HashSet<Address>,
+        settings: &Arc<Settings>,
+        instances: &[Instance],
+        state: State,
+    ) -> bool {
         let old = self.snapshot.load_full();
         let same_settings = Arc::ptr_eq(&old.settings, settings);
         let same_instances = old.endpoints.iter().map(|e| &e.instance).eq(instances);
@@ -274,6 +286,8 @@ impl Cluster {
         let endpoints = if same_peers { carry_over(&old.endpoints, instances) } else { carry_over(&[], instances) };
         let new = Arc::new(Snapshot::new(settings.clone(), endpoints, state, &self.metrics));
         mark_those_that_left(&old.endpoints, &new.endpoints);
+        // Before a worker can see them.
+        doubt(&new.endpoints, doubted, Instant::now());
         self.snapshot.store(new);
         if let Some(changes) = self.changes.get() {
             changes.fetch_add(1, AcqRel);
@@ -287,17 +301,6 @@ impl Cluster {
     /// Wakes those who wait for changes.
     pub fn announce(&self) {
         self.published.send_modify(|count| *count += 1);
-    }
-
-    /// These have to pass a check before they are used, if there are others: most that had gone were meant to.
-    pub fn doubt(&self, addresses: &HashSet<Address>, now: Instant) {
-        let snapshot = self.load();
-        let is_doubted = |endpoint: &&Arc<Endpoint>| addresses.contains(&endpoint.instance.address);
-        let (doubted, others): (Vec<_>, Vec<_>) = snapshot.endpoints.iter().partition(is_doubted);
-        if others.iter().any(|endpoint| endpoint.is_usable() && endpoint.live.health.is_available()) {
-            doubted.iter().for_each(|endpoint| check::doubt(&endpoint.live, now));
-            self.recount();
-        }
     }
 
     /// Counts anew who is available.
@@ -404,6 +407,18 @@ type Peer<'a> = (&'a Address, Option<Protocol>, Option<bool>);
 
 fn peer(instance: &Instance) -> Peer<'_> {
     (&instance.address, instance.protocol, instance.tls)
+}
+
+/// Those at these addresses have to pass a check first, if there are others.
+fn doubt(endpoints: &[Arc<Endpoint>], addresses: &HashSet<Address>, now: Instant) {
+    if addresses.is_empty() {
+        return;
+    }
+    let is_doubted = |endpoint: &&Arc<Endpoint>| addresses.contains(&endpoint.instance.address);
+    let (doubted, others): (Vec<_>, Vec<_>) = endpoints.iter().partition(is_doubted);
+    if others.iter().any(|endpoint| endpoint.is_usable() && endpoint.live.health.is_available()) {
+        doubted.iter().for_each(|endpoint| check::doubt(&endpoint.live, now));
+    }
 }
 
 fn carry_over(old: &[Arc<Endpoint>], instances: &[Instance]) -> Box<[Arc<Endpoint>]> {

@@ -122,3 +122,34 @@ async fn a_version_that_a_request_asks_for_is_granted_while_the_registry_has_not
     assert_eq!(cluster.load().asked_for(&other), None, "no subset of that name");
     assert_eq!(cluster.load().asked_for(&HeaderMap::new()), None);
 }
+
+#[tokio::test]
+async fn what_is_doubted_is_not_used_before_it_has_passed_unless_it_is_alone() {
+    let (cluster, settings) = (cluster(settings()), settings());
+    let (known, back) = (instance("a", 1, 1), instance("b", 2, 1));
+    let doubted = HashSet::from([back.address.clone()]);
+    let is_used = |snapshot: &Snapshot| {
+        let back = snapshot.endpoints.iter().find(|endpoint| endpoint.instance.address.port() == 2);
+        back.is_some_and(|endpoint| endpoint.live.health.is_available())
+    };
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let seen = scope.spawn(|| {
+            let mut looks = 0_u64;
+            while !done.load(Relaxed) {
+                assert!(!is_used(&cluster.load()), "seen while it was not checked");
+                looks += 1;
+            }
+            looks
+        });
+        for _ in 0..2000 {
+            cluster.publish(&settings, std::slice::from_ref(&known), State::Known);
+            assert!(cluster.publish_doubting(&doubted, &settings, &[known.clone(), back.clone()], State::Known));
+        }
+        done.store(true, Relaxed);
+        assert!(seen.join().unwrap() > 0);
+    });
+    cluster.publish(&settings, &[], State::Known);
+    cluster.publish_doubting(&doubted, &settings, &[back], State::Known);
+    assert!(is_used(&cluster.load()), "there is no other");
+}

@@ -233,15 +233,12 @@ impl Publisher {
             self.linger.keep(&before.endpoints, view, service, now)
         };
         drop(before);
-        let published = self.put_in_force(&kept.instances, state);
+        let published = self.put_in_force(&kept, state);
         self.tell_kept(&kept, &said);
         for place in said.from.iter().filter(|_| published) {
             self.observers[*place].counted.changes.inc();
         }
         self.save(&said, &kept);
-        if !kept.back.is_empty() {
-            self.cluster.doubt(&kept.back, now);
-        }
         let again = !kept.back.is_empty();
         self.stand(said, &kept, snapshot);
         // Those that are back are to be checked, which they are once they are in force.
@@ -299,12 +296,12 @@ impl Publisher {
         }
     }
 
-    fn put_in_force(&mut self, instances: &[Instance], state: State) -> bool {
+    fn put_in_force(&mut self, Kept { instances, back, .. }: &Kept, state: State) -> bool {
         self.known |= !instances.is_empty();
         if let Err(error) = self.settings.with_tls_for(instances) {
             tracing::error!(service = %self.cluster.name, %error, "instances that want TLS cannot be used");
         }
-        self.cluster.publish(&self.settings.settings, instances, state)
+        self.cluster.publish_doubting(back, &self.settings.settings, instances, state)
     }
 
     fn tell_kept(&self, kept: &Kept, said: &Said) {
