@@ -81,7 +81,8 @@ impl Target {
 impl Answer {
     pub fn read<T: DeserializeOwned>(&self) -> anyhow::Result<T> {
         serde_json::from_slice(&self.body).map_err(|_| {
-            anyhow!("what answers at {} (with {}) is not this pillion's admin interface", self.admin, self.status)
+            let Self { admin, status, .. } = self;
+            anyhow!("what answers at {} (with {status}) is not this pillion's admin interface", named(admin))
         })
     }
 
@@ -116,7 +117,7 @@ async fn ask(admin: &str, method: Method, path: &str) -> anyhow::Result<(StatusC
         .header(ACCEPT, "application/json")
         .header(CONNECTION, "close")
         .body(Empty::<Bytes>::new())?;
-    let no_http = || format!("what listens at {admin} does not answer as an HTTP server");
+    let no_http = || format!("what listens at {} does not answer as an HTTP server", named(admin));
     let answer = sender.send_request(request).await.with_context(no_http)?;
     let status = answer.status();
     let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
@@ -125,11 +126,17 @@ async fn ask(admin: &str, method: Method, path: &str) -> anyhow::Result<(StatusC
 }
 
 fn unreachable(admin: &str, cause: &str) -> anyhow::Error {
+    anyhow!(
+        "cannot reach pillion's admin interface at {}: {cause}; is pillion running? Another address: --admin HOST:PORT",
+        named(admin)
+    )
+}
+
+/// The address, and where it comes from if nobody gave it with the command.
+fn named(admin: &str) -> String {
     let from_env = std::env::var(ENV).is_ok_and(|value| value.trim() == admin);
     let source = if from_env { format!(" (from {ENV})") } else { String::new() };
-    anyhow!(
-        "cannot reach pillion's admin interface at {admin}{source}: {cause}; is pillion running? Another address: --admin HOST:PORT"
-    )
+    format!("{admin}{source}")
 }
 
 /// `connection refused`, and not `Connection refused (os error 111)`.

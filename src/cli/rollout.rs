@@ -89,7 +89,9 @@ impl Rollout {
         }
         let state: RolloutState = answer.read()?;
         let last = state.decisions.last().map(|decision| printable(&decision.to_string())).unwrap_or_default();
-        Ok(format!("the rollout of {} {last}\n", printable(service)))
+        let (service, release) = (printable(service), printable(&state.release));
+        let stays = if state.phase == Phase::Paused && what == What::Promote { "; it stays paused" } else { "" };
+        Ok(format!("{service}: the rollout of {release} {last}{stays}\n"))
     }
 }
 
@@ -121,7 +123,7 @@ fn list(rollouts: &Rollouts) -> String {
             },
             state.as_ref().map(|state| format!("{} %", rollout.percent.unwrap_or(state.percent))).unwrap_or_default(),
             state.as_ref().map(since).unwrap_or_default(),
-            decides(rollout),
+            decides(rollout, failing.is_none()),
             match (refused, waiting_for) {
                 (Some(refused), _) => format!("the state in the store cannot be used: {refused}"),
                 (None, Some(what)) => format!("{release} {}", waits(*what, canary)),
@@ -206,7 +208,7 @@ fn one(rollout: &ServiceRollout, is_known: bool) -> String {
         let (of, release, service) = (printable(&state.release), printable(release), printable(service));
         let _ = writeln!(
             out,
-            "not in force here: it is of release {of}, and the config here has {release}, {splits}; `pillion rollout start {service}` begins that"
+            "not in force here: it is of release {of}, and the config here has {release}, {splits}; `pillion rollout start {service}` begins {release}"
         );
     }
     if *from_disk {
@@ -223,7 +225,7 @@ fn one(rollout: &ServiceRollout, is_known: bool) -> String {
             printable(&state.by)
         );
     } else if matches!(state.phase, Phase::Running | Phase::Paused) {
-        let _ = writeln!(out, "decided by {}", decides(rollout));
+        let _ = writeln!(out, "decided by {}", decides(rollout, is_known));
     }
     out.push('\n');
     for decision in &state.decisions {
@@ -255,20 +257,22 @@ fn next(rollout: &ServiceRollout, again: bool, left: Duration) -> String {
     }
 }
 
-/// Who looks at one that is in progress.
-fn decides(rollout: &ServiceRollout) -> String {
+/// Who looks at one that is in progress. `is_known`: what the store says is.
+fn decides(rollout: &ServiceRollout, is_known: bool) -> String {
     let live = |state: &&RolloutState| matches!(state.phase, Phase::Running | Phase::Paused);
     let Some(state) = rollout.state.as_ref().filter(live) else { return String::new() };
     match (rollout.leading, rollout.unattended) {
         (true, _) => "this one".to_owned(),
         (false, true) => "nobody".to_owned(),
-        (false, false) => printable(&state.by),
+        (false, false) if is_known => printable(&state.by),
+        (false, false) => "not known".to_owned(),
     }
 }
 
 /// What a release waits for that has not begun.
 fn waits(what: WaitingFor, canary: &str) -> String {
     match what {
+        WaitingFor::Config => "was rolled out before that, so the config here may be out of date".to_owned(),
         WaitingFor::Hand => "begins by hand: `pillion rollout start`".to_owned(),
         WaitingFor::Canary => format!("waits for an endpoint of `{canary}` that can take requests"),
         WaitingFor::Requests => "waits for requests: none came through this pillion".to_owned(),

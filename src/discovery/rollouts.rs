@@ -445,18 +445,28 @@ impl Document {
     /// Tries again when others change the state at the same time. `known`: what was read last.
     async fn command(&self, command: Command, known: Option<State>) -> Result<State, NotDone> {
         const TRIES: u32 = 5;
-        let failed = |error: &dyn fmt::Display| NotDone::Failed(format!("the store of rollouts: {error}"));
+        let without = match command {
+            Command::Abort => "; how to get a canary out without it: \"while the store is down\" in docs/rollouts.md",
+            _ => "",
+        };
+        let failed = |error: &dyn fmt::Display| NotDone::Failed(format!("the store of rollouts: {error}{without}"));
         for _ in 0..TRIES {
             let item = self.read().await.map_err(|error| failed(&error))?;
             let other_version = |item: Option<&Item>| item.is_some_and(|it| State::is_of_another_version(&it.value));
-            let there = match item.as_ref().map(|item| State::read(&item.value)).transpose() {
-                Ok(there) => there,
-                // Whatever it is, the canary is to get nothing. (But those that know another version would not read of that.)
-                Err(_) if command == Command::Abort && !other_version(item.as_ref()) => known.clone(),
-                Err(error) => return Err(NotDone::Refused(format!("the state cannot be read: {error}"))),
+            let carry_out = |state: Option<&State>| {
+                rollout::command(state, command, &self.rollout, &self.release, &self.by, At::now())
+                    .map_err(NotDone::Refused)
             };
-            let next = rollout::command(there.as_ref(), command, &self.rollout, &self.release, &self.by, At::now());
-            let mut next = next.map_err(NotDone::Refused)?;
+            let mut next = match item.as_ref().map(|item| State::read(&item.value)).transpose() {
+                Ok(there) => carry_out(there.as_ref())?,
+                // Whatever it is, the canary is to get nothing. (But those that know another version would not read of that.)
+                Err(_) if command == Command::Abort && !other_version(item.as_ref()) => match &known {
+                    // It only has to be there again.
+                    Some(known) if known.is_aborted(&self.release) => known.clone(),
+                    known => carry_out(known.as_ref())?,
+                },
+                Err(error) => return Err(NotDone::Refused(self.unreadable(&error, other_version(item.as_ref())))),
+            };
             if self.write(item.map(|item| item.version), &mut next).await.map_err(|error| failed(&error))?.is_some() {
                 if let (Some(decision), service) = (next.decisions.back(), &self.service) {
                     tracing::warn!(service, by = decision.by, "by hand: the rollout {decision}");
@@ -465,5 +475,14 @@ impl Document {
             }
         }
         Err(NotDone::Failed("others keep changing the state".into()))
+    }
+
+    fn unreadable(&self, error: &str, other_version: bool) -> String {
+        let Self { key, service, .. } = self;
+        let remedy = match other_version {
+            true => "pillions of that version change it".to_owned(),
+            false => format!("`pillion rollout abort {service}` puts another in its place"),
+        };
+        format!("the state at `{key}` in the store cannot be read: {error}; {remedy}")
     }
 }

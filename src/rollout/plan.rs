@@ -106,9 +106,11 @@ fn abort(state: Option<&State>, release: &str, by: &str, now: At) -> Result<Stat
     let mut state = match state {
         Some(state) if !never_began(&state) => state.clone(),
         earlier => {
-            let state = State::new(release, Phase::Aborted { taken_back: None }, by, now);
+            // Where a newer config has not come yet, it may be what has all.
+            let from = earlier.and_then(|earlier| earlier.percent_of(release)).unwrap_or(0.0);
+            let state = State::new(release, Phase::Aborted { taken_back: (from > 0.0).then_some(now) }, by, now);
             let mut state = earlier.map_or(state.clone(), |earlier| state.after(earlier));
-            state.decide(Verdict::Abort { from: 0.0 }, None, by, now);
+            state.decide(Verdict::Abort { from }, None, by, now);
             return Ok(state);
         }
     };
@@ -127,6 +129,14 @@ fn start(state: Option<&State>, config: &Rollout, release: &str, by: &str, now: 
     let Some(state) = state else { return Ok(State::begin(release, 1, config, by, now)) };
     if state.is_live() && state.release == release {
         return Err("it is in progress already".into());
+    }
+    // Whoever has not heard of the newer one would take it from all who have.
+    if state.is_live() && state.release != release && state.percent_of(release).is_some() {
+        let of = &state.release;
+        return Err(format!(
+            "release `{of}` is in progress, and `{release}`, which this pillion's config has, was rolled out before that; \
+             is the config out of date? (`abort` ends the one in progress)"
+        ));
     }
     if state.phase == Phase::Done && state.release == release {
         return Err("it is done, and the canary has all; `abort` takes it back".into());

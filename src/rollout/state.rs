@@ -7,7 +7,7 @@ use super::{
 };
 use crate::config::{Rollout, human};
 use serde::{Deserialize, Serialize};
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, fmt, time::Duration};
 
 /// Of the document. Whoever meets another one leaves it alone.
 const VERSION: u32 = 2;
@@ -75,12 +75,6 @@ pub enum Phase {
     Done,
 }
 
-/// What documents of all versions have.
-#[derive(Deserialize)]
-struct Versioned {
-    version: u32,
-}
-
 impl State {
     /// A rollout that begins now.
     pub fn begin(release: &str, attempt: u32, config: &Rollout, by: &str, now: At) -> Self {
@@ -113,12 +107,11 @@ impl State {
 
     /// Of the document's text. One that another version of pillion wrote is refused.
     pub fn read(text: &[u8]) -> Result<Self, String> {
-        let broken = |error: serde_json::Error| format!("it is no rollout's state: {error}");
-        let Versioned { version } = serde_json::from_slice(text).map_err(broken)?;
-        if version != VERSION {
+        let version = version_of(text)?;
+        if version != u64::from(VERSION) {
             return Err(format!("it has version {version}; this pillion knows version {VERSION}"));
         }
-        let state: Self = serde_json::from_slice(text).map_err(broken)?;
+        let state: Self = serde_json::from_slice(text).map_err(no_state)?;
         let most = if matches!(state.phase, Phase::RolledBack { .. } | Phase::Aborted { .. }) { 0.0 } else { 100.0 };
         if !(0.0..=most).contains(&state.percent) {
             return Err(format!("`percent` is {}; expected at most {most} in this phase", state.percent));
@@ -151,7 +144,7 @@ impl State {
 
     /// Whether a document of this text is one of another version, of which nothing is known here.
     pub fn is_of_another_version(text: &[u8]) -> bool {
-        serde_json::from_slice::<Versioned>(text).is_ok_and(|it| it.version != VERSION)
+        version_of(text).is_ok_and(|version| version != u64::from(VERSION))
     }
 
     /// What the splits between baseline and canary weigh now, in thousandths of a percent.
@@ -167,6 +160,11 @@ impl State {
     /// Whether there is something to decide.
     pub fn is_live(&self) -> bool {
         matches!(self.phase, Phase::Running | Phase::Paused)
+    }
+
+    /// Whether somebody wants this release to get nothing.
+    pub fn is_aborted(&self, release: &str) -> bool {
+        matches!(self.phase, Phase::Aborted { .. }) && self.release == release
     }
 
     /// How long no rollout may begin yet.
@@ -202,6 +200,18 @@ impl State {
             self.decisions.pop_front();
         }
     }
+}
+
+/// What documents of all versions have.
+fn version_of(text: &[u8]) -> Result<u64, String> {
+    // (Into a type of its own, a list would be read as well.)
+    let document: serde_json::Value = serde_json::from_slice(text).map_err(no_state)?;
+    let version = document.get("version").and_then(serde_json::Value::as_u64);
+    version.ok_or_else(|| no_state("it has no `version`"))
+}
+
+fn no_state(error: impl fmt::Display) -> String {
+    format!("it is no rollout's state: {error}")
 }
 
 /// The weights of a split's two targets.

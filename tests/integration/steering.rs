@@ -36,7 +36,7 @@ async fn it_can_be_steered_by_hand() {
 
     // What one is told, all do.
     let (ok, text) = told(&one, &["start", "users"]).await;
-    assert!(ok && text == "the rollout of users starts with 20 %\n", "{text}");
+    assert!(ok && text == "users: the rollout of version=v2 starts with 20 %\n", "{text}");
     until_percent(&other, 20.0).await;
     let admin = other.admin().to_string();
     let explained = output(&mut crate::e2e::pillion(&["explain", "--admin", &admin, "GET", "http://users/"])).await;
@@ -46,7 +46,7 @@ async fn it_can_be_steered_by_hand() {
     assert!(ok && text.contains("pauses"), "{text}");
     until_state(&one, "a pause", |state| state["is"] == "paused").await;
     let (ok, text) = told(&other, &["promote", "users"]).await;
-    assert!(ok && text.contains("promotes from 20 % to 50 %"), "{text}");
+    assert!(ok && text.contains("promotes from 20 % to 50 %; it stays paused"), "{text}");
     until_percent(&one, 50.0).await;
     sleep(SHORTER_HOLD + Duration::from_secs(1)).await;
     let (ok, text) = told(&one, &["status", "users"]).await;
@@ -54,12 +54,12 @@ async fn it_can_be_steered_by_hand() {
     let last = text.lines().last().unwrap();
     assert!(last.contains("  version=v2  ") && text.contains("\ndecided by "), "{text}");
     let (ok, text) = told(&one, &["resume", "users"]).await;
-    assert!(ok && text == "the rollout of users resumes\n", "{text}");
+    assert!(ok && text == "users: the rollout of version=v2 resumes\n", "{text}");
     until_state(&other, "the end of the pause", |state| state["is"] == "running").await;
     let (ok, text) = told(&other, &["resume", "users"]).await;
     assert!(!ok && text.contains("it is not paused"), "{text}");
     let (ok, text) = told(&one, &["abort", "users"]).await;
-    assert!(ok && text == "the rollout of users is aborted by hand, from 50 %\n", "{text}");
+    assert!(ok && text == "users: the rollout of version=v2 is aborted by hand, from 50 %\n", "{text}");
     for pillion in [&one, &other] {
         until_percent(pillion, 0.0).await;
     }
@@ -68,7 +68,7 @@ async fn it_can_be_steered_by_hand() {
     sleep(Duration::from_millis(1200)).await;
     assert_eq!(rollout(&one).await["state"]["is"], "aborted");
     let (ok, text) = told(&other, &["start", "users"]).await;
-    assert!(ok && text == "the rollout of users starts with 20 %, attempt 2\n", "{text}");
+    assert!(ok && text == "users: the rollout of version=v2 starts with 20 %, attempt 2\n", "{text}");
     for load in loads {
         load.end_without_failure().await;
     }

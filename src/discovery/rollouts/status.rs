@@ -41,8 +41,10 @@ pub struct RolloutStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WaitingFor {
-    /// It begins by hand only: the config says so, or it was rolled out before.
+    /// It begins by hand only: the config says so.
     Hand,
+    /// A newer config: it was rolled out before what the state is of, and begins again by hand only.
+    Config,
     /// No endpoint of the canary can take requests.
     Canary,
     /// This pillion has had no requests for either side, and judges by those.
@@ -84,6 +86,9 @@ impl Rollouts {
             return None;
         }
         let [canary, baseline] = [&rollout.canary, &rollout.baseline].map(|subset| self.side(service, subset));
+        if state.is_some_and(|state| state.percent_of(release).is_some()) {
+            return Some(WaitingFor::Config);
+        }
         let by_itself = RolloutStart::Automatic == rollout.start;
         if !by_itself || state.is_some_and(|state| due(Some(state), rollout, release, &self.by, At::now()).is_none()) {
             return Some(WaitingFor::Hand);

@@ -237,6 +237,14 @@ async fn what_cannot_be_read_is_aborted_unless_others_can_read_it() {
     assert_eq!(aborted.decisions.back().unwrap().to_string(), "is aborted by hand, from 25 %");
     settle().await;
     assert_eq!(setup.share(), 0.0);
+    // Once more, though it is aborted: what is of no use goes. (A list has no version that others could know.)
+    store.set(KEY, "[3]".to_owned());
+    settle().await;
+    let again = setup.handle.command("users", Command::Abort).await.unwrap();
+    assert_eq!((again.phase, again.decisions), (aborted.phase.clone(), aborted.decisions));
+    assert_eq!(State::read(&store.value(KEY).unwrap()).unwrap().phase, aborted.phase);
+    let refused = setup.handle.command("users", Command::Abort).await.unwrap_err();
+    assert!(matches!(&refused, NotDone::Refused(cause) if cause == "it was aborted already"), "{refused:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -366,8 +374,11 @@ async fn what_it_waits_for_before_it_begins_is_told() {
     reload(config("release: next")).await;
     setup.carries(1);
     setup.until("the next", |rollout| rollout.waiting_for.is_none()).await;
-    reload(config("")).await;
-    assert_eq!(waiting().await, Some(WaitingFor::Hand));
+    reload(config("cool_down: 0s")).await;
+    assert_eq!(waiting().await, Some(WaitingFor::Config));
+    let refused = setup.handle.command("users", Command::Start).await.unwrap_err();
+    assert!(matches!(&refused, NotDone::Refused(cause) if cause.contains("`next` is in progress")), "{refused:?}");
+    setup.handle.command("users", Command::Abort).await.unwrap();
     setup.handle.command("users", Command::Start).await.unwrap();
     assert_eq!(
         setup.telemetry.metrics.rollout("users").decisions.get(RolloutVerdict::Start as usize),

@@ -98,9 +98,28 @@ fn one_that_has_not_begun_is_aborted_without_a_roll_back() {
     assert_eq!(next.earlier, [Earlier { release: "v2".into(), percent: 100.0 }]);
     assert_eq!(["v2", "v3", "v4"].map(|release| next.percent_of(release)), [Some(100.0), Some(0.0), None]);
     assert_eq!(next.decisions.back().unwrap().release, "v3");
+    // The one before, where the next one is not known yet.
+    let before = abort(Some(&next), "v2", 20);
+    assert_eq!((before.percent_of("v2"), before.phase), (Some(0.0), Phase::Aborted { taken_back: Some(at(20)) }));
+    assert_eq!(before.decisions.back().unwrap().to_string(), "is aborted by hand, from 100 %");
     // And the one that is done.
     let back = abort(Some(&done), "v2", 10);
     assert_eq!((back.percent, back.phase), (0.0, Phase::Aborted { taken_back: Some(at(10)) }));
+}
+
+/// A config that lags behind does not take a rollout from the pillions that have a newer one.
+#[test]
+fn what_was_rolled_out_before_does_not_displace_what_is_in_progress() {
+    let config = Rollout::default();
+    let start = |state: &State, release| command(Some(state), Command::Start, &config, release, "ann", at(20));
+    let done = State { phase: Phase::Done, percent: 100.0, ..due(None, &config, "v2", "web-1", at(0)).unwrap() };
+    let next = due(Some(&done), &config, "v3", "web-1", at(10)).unwrap();
+    let refused = start(&next, "v2").unwrap_err();
+    assert!(refused.starts_with("release `v3` is in progress, and `v2`"), "{refused}");
+    assert_eq!(start(&next, "v4").unwrap().release, "v4", "one that is newer may");
+    let aborted = command(Some(&next), Command::Abort, &config, "v3", "ann", at(20)).unwrap();
+    let again = State { phase: Phase::Aborted { taken_back: None }, ..aborted };
+    assert_eq!(start(&again, "v2").unwrap().release, "v2", "after an abort, too");
 }
 
 #[test]
