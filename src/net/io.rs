@@ -1,6 +1,7 @@
 //! One byte stream, plain or TLS, that several parts of *one task* may read and write by turns.
 
 use bytes::BytesMut;
+use rustix::net::{RecvFlags, recv};
 use std::{
     cell::RefCell,
     future::poll_fn,
@@ -14,6 +15,9 @@ use tokio::{
     net::TcpStream,
 };
 use tokio_rustls::client::TlsStream;
+
+/// What [`Io::receive`] makes room for, which has to be cleared first.
+const FIRST: usize = 2 * 1024;
 
 /// A connected stream. `AsyncRead` and `AsyncWrite` as usual.
 #[derive(Debug)]
@@ -47,6 +51,17 @@ impl Io {
 
     pub fn poll_read_buf(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut *self.stream.borrow_mut()).poll_read(cx, buf)
+    }
+
+    /// Appends what has come already, at most [`FIRST`] bytes of it. The event loop is not asked: it has not looked at a new
+    /// connection yet, of which the first request nearly always is here. Nothing if there is nothing, or another end than data:
+    /// the next read tells which.
+    pub fn receive(&self, buf: &mut BytesMut) {
+        let Stream::Tcp(tcp) = &*self.stream.borrow() else { return };
+        let before = buf.len();
+        buf.resize(before + FIRST, 0);
+        let received = recv(tcp, &mut buf[before..], RecvFlags::DONTWAIT).map_or(0, |(received, _)| received);
+        buf.truncate(before + received);
     }
 
     /// Ready when a read would give data, the end, or an error. Takes no system call and needs no buffer, so that idle
@@ -241,5 +256,35 @@ impl AsyncWrite for H2Io {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::{io::AsyncWriteExt, net::TcpListener};
+
+    #[tokio::test]
+    async fn what_has_come_is_received_and_the_rest_is_read() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (io, mut buf) = (Io::new(Stream::Tcp(listener.accept().await.unwrap().0)), BytesMut::from("before, "));
+        io.receive(&mut buf);
+        assert_eq!(buf, "before, ", "nothing has come");
+        let sent = [b'x'; FIRST + 1];
+        client.write_all(&sent).await.unwrap();
+        poll_fn(|cx| io.poll_readable(cx)).await.unwrap();
+        io.receive(&mut buf);
+        assert_eq!(buf.len(), "before, ".len() + FIRST);
+        buf.reserve(16);
+        assert_eq!(poll_fn(|cx| io.poll_read(cx, &mut buf)).await.unwrap(), 1);
+        assert_eq!(buf["before, ".len()..], sent);
+        // The end is told by the next read.
+        drop(client);
+        poll_fn(|cx| io.poll_readable(cx)).await.unwrap();
+        buf.clear();
+        io.receive(&mut buf);
+        assert!(buf.is_empty());
+        assert_eq!(poll_fn(|cx| io.poll_read(cx, &mut buf)).await.unwrap(), 0);
     }
 }

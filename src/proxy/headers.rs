@@ -5,13 +5,18 @@ use crate::{
     proxy::{h1::head::tokens, listener::Way, transparent::Called},
     route::{X_FORWARDED_HOST, X_FORWARDED_PROTO, X_PILLION_CALLER},
 };
+use bytes::{BufMut, BytesMut};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
     header::{CONNECTION, COOKIE, HOST, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE},
     request,
     uri::Authority,
 };
-use std::{fmt::Write as _, net::SocketAddr, time::Duration};
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 use tokio::time::Instant;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -43,10 +48,25 @@ impl Origin {
     }
 
     pub fn of(peer: SocketAddr, called: Option<Called>) -> Self {
-        let forwarded_for = HeaderValue::from_str(&peer.ip().to_canonical().to_string())
-            .unwrap_or_else(|_| HeaderValue::from_static("unknown"));
+        let forwarded_for = written(peer.ip().to_canonical());
         Self { peer, called, forwarded_for, proto: HeaderValue::from_static("http") }
     }
+}
+
+/// An address as a header has it. Not by `Display`, which took 3 % of what pillion itself does for a connection of one request.
+fn written(ip: IpAddr) -> HeaderValue {
+    let mut text = BytesMut::with_capacity("255.255.255.255.".len());
+    match ip {
+        IpAddr::V4(ip) => {
+            for octet in ip.octets() {
+                text.put_slice(itoa::Buffer::new().format(octet).as_bytes());
+                text.put_u8(b'.');
+            }
+            text.truncate(text.len() - 1);
+        }
+        IpAddr::V6(ip) => text.put_slice(ip.to_string().as_bytes()),
+    }
+    HeaderValue::from_maybe_shared(text.freeze()).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
 }
 
 pub fn is_upgrade(headers: &HeaderMap) -> bool {
@@ -340,6 +360,14 @@ mod tests {
         let way = Way::Outbound { rule, caller: caller.map(HeaderValue::from_static), tunnels: None };
         prepare_request(&mut parts, &found, &Origin::new("10.1.2.3:9".parse().unwrap()), &way);
         parts.headers
+    }
+
+    #[test]
+    fn addresses_are_written_as_they_are_read() {
+        for text in ["1.2.3.4", "255.255.255.255", "0.0.0.0", "::1", "2001:db8::ff00:42:8329"] {
+            let ip: IpAddr = text.parse().unwrap();
+            assert_eq!((written(ip), ip.to_string().as_str()), (HeaderValue::from_static(text), text));
+        }
     }
 
     #[test]

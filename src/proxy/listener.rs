@@ -33,9 +33,10 @@ use std::{
     convert::Infallible,
     future::{pending, poll_fn},
     net::SocketAddr,
+    pin::pin,
     rc::Rc,
     sync::Arc,
-    task::Poll,
+    task::{Context, Poll},
     time::Duration,
 };
 use tokio::{
@@ -164,6 +165,16 @@ impl Way {
     }
 }
 
+/// [`Listener::closed`], begun when it is first asked for: a connection that is never idle does without.
+#[derive(Default)]
+pub struct Closed(Option<LocalBoxFuture<'static, ()>>);
+
+impl Closed {
+    pub fn poll(&mut self, listener: &Listener, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.get_or_insert_with(|| listener.closed()).as_mut().poll(cx)
+    }
+}
+
 /// Whoever waits for the other end knows that a socket is closed when this is dropped.
 pub type Open = mpsc::Sender<Infallible>;
 
@@ -236,10 +247,13 @@ impl Listener {
         let _ = SockRef::from(&socket).set_tcp_keepalive(&keepalive());
         proxy.inbound.add(&self);
         let (mut closing, mut looked) = (self.closing.clone(), Instant::now());
+        let mut closing = pin!(closing.wait_for(|closing| *closing));
         loop {
             let (stream, peer) = tokio::select! {
+                // The others are asked when there is nothing to accept, or it was much at once.
+                biased;
                 accepted = listen::accept(&socket, |error| self.accept_failed(error)) => accepted,
-                _ = closing.wait_for(|closing| *closing) => break,
+                _ = &mut closing => break,
                 () = self.next_look(looked) => {
                     looked = Instant::now();
                     self.callers.look();
@@ -277,8 +291,10 @@ impl Listener {
             ListenerProtocol::Http if is_introduced => {
                 tokio::task::spawn_local(serve_introduced(stream, peer, connection, proxy))
             }
+            // Boxed, so that it is moved once and not twice on its way into the task.
             ListenerProtocol::Http => {
-                tokio::task::spawn_local(serve(stream, BytesMut::new(), Rc::new(Origin::new(peer)), connection, proxy))
+                let origin = Rc::new(Origin::new(peer));
+                tokio::task::spawn_local(Box::pin(serve(stream, BytesMut::new(), origin, connection, proxy)))
             }
             // (There are no connections where datagrams come in.)
             ListenerProtocol::Tcp | ListenerProtocol::Tls | ListenerProtocol::Udp => {
@@ -350,8 +366,7 @@ pub async fn serve(
     proxy: Rc<Proxy>,
 ) {
     let io = Io::new(Stream::Tcp(stream));
-    let mut timer = Timer::default();
-    let mut closed = connection.listener.closed();
+    let (mut timer, mut closed) = (Timer::default(), Closed::default());
     let Some(protocol) = which_http(&io, &mut start, &connection.listener, &mut timer, &mut closed).await else {
         return;
     };
@@ -391,12 +406,12 @@ async fn which_http(
     start: &mut BytesMut,
     listener: &Listener,
     timer: &mut Timer,
-    closed: &mut LocalBoxFuture<'static, ()>,
+    closed: &mut Closed,
 ) -> Option<Detected> {
     let settings = listener.settings();
     // Clients open connections in advance; silence is idleness until the first byte.
     timer.set(Instant::now() + settings.limits.idle_timeout);
-    let mut seen = 0;
+    let (mut seen, mut is_new) = (0, true);
     poll_fn(|cx| {
         loop {
             if start.len() > seen {
@@ -408,6 +423,15 @@ async fn which_http(
             }
             // Without a byte there is no need for a buffer either.
             let readable = !start.is_empty() || io.poll_readable(cx).is_ready();
+            if !readable && is_new {
+                is_new = false;
+                *start = buffers::take(buffers::HEAD);
+                io.receive(start);
+                if !start.is_empty() {
+                    continue;
+                }
+                buffers::give(std::mem::take(start));
+            }
             if readable {
                 if start.capacity() == 0 {
                     *start = buffers::take(buffers::HEAD);
@@ -419,7 +443,7 @@ async fn which_http(
                     Poll::Ready(Ok(_)) => continue,
                 }
             }
-            let over = timer.poll_expired(cx).is_ready() || closed.as_mut().poll(cx).is_ready();
+            let over = timer.poll_expired(cx).is_ready() || closed.poll(listener, cx).is_ready();
             return if over { Poll::Ready(None) } else { Poll::Pending };
         }
     })

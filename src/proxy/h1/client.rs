@@ -2,7 +2,7 @@
 
 use super::{
     decode::Decoder,
-    encode::{CopyError, Sending, Writer},
+    encode::{COPY_LIMIT, CopyError, Sending, Writer},
     head::{Framing, HeadLimits, HeadScan, OriginalNames, parse_response, write_request},
     reader::{Reader, Side},
 };
@@ -30,6 +30,9 @@ use std::{
 /// What is read of a response's head before it is refused.
 const LIMITS: HeadLimits = HeadLimits { bytes: 256 * 1024, lines: 400 };
 
+/// A body up to this size is copied behind its head when it is written, so that its buffer is free at once as well.
+const SMALL: u64 = COPY_LIMIT as u64;
+
 /// Sends a request and waits for the head of its response. Informational responses go to `interim`; the response to an
 /// accepted upgrade carries the rest of the connection as [`Body::Tunnel`]. A body of at most `keep` bytes is kept until then.
 pub async fn send(
@@ -47,7 +50,7 @@ pub async fn send(
     };
     let io = lease.io();
     let mut writer = Writer::new(io.clone());
-    write_request(&mut writer.head, parts, framing);
+    write_request(writer.head(), parts, framing);
     let mut exchange = Exchange {
         reader: Reader::new(io, BytesMut::new(), Side::Upstream),
         writer,
@@ -190,13 +193,23 @@ impl Exchange {
             let tunnel = Tunnel { lease: self.lease, io: self.reader.io.clone(), read };
             return Response::from_parts(parts, Body::Tunnel(Box::new(tunnel)));
         }
-        self.reader.decoder = Decoder::new(framing);
-        let mut body = ResponseBody { exchange: self, broken: None };
-        if body.exchange.reader.decoder.is_done() {
-            body.exchange.release();
-            return Response::from_parts(parts, Body::Empty);
-        }
-        Response::from_parts(parts, Body::H1Response(Box::new(body)))
+        let body = match framing {
+            Framing::None => {
+                self.release();
+                Body::Empty
+            }
+            // A small one comes with its head, and then the connection is free at once.
+            Framing::Length(length) if length == self.reader.buf.len() as u64 && length <= SMALL && self.is_sent() => {
+                let whole = self.reader.buf.split().freeze();
+                self.release();
+                Body::Full(whole)
+            }
+            framing => {
+                self.reader.decoder = Decoder::new(framing);
+                Body::H1Response(Box::new(ResponseBody { exchange: self, broken: None }))
+            }
+        };
+        Response::from_parts(parts, body)
     }
 
     fn into_failure(self, error: ProxyError) -> SendFailure {

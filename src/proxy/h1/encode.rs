@@ -16,7 +16,7 @@ use std::{
 
 /// Pieces up to this size are copied behind the head, so that one plain `send` takes both; larger ones go out from where
 /// they are. (A `writev` costs more than a `send`; so does copying much.)
-const COPY_LIMIT: usize = 4 * 1024;
+pub const COPY_LIMIT: usize = 4 * 1024;
 /// With this much waiting to be written, no more of the body is asked for.
 const HIGH_WATER: usize = 16 * 1024;
 
@@ -24,7 +24,7 @@ const HIGH_WATER: usize = 16 * 1024;
 #[derive(Debug)]
 pub struct Writer {
     io: Rc<Io>,
-    pub head: BytesMut,
+    head: BytesMut,
     piece: Bytes,
     tail: &'static [u8],
     /// Whether a byte was written at all.
@@ -32,8 +32,9 @@ pub struct Writer {
 }
 
 impl Writer {
+    /// Without a buffer, until there is something to write.
     pub fn new(io: Rc<Io>) -> Self {
-        Self { io, head: buffers::take(buffers::HEAD), piece: Bytes::new(), tail: b"", started: false }
+        Self { io, head: BytesMut::new(), piece: Bytes::new(), tail: b"", started: false }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -98,11 +99,12 @@ impl Writer {
         buffers::give(std::mem::take(&mut self.head));
     }
 
-    /// Gets a buffer for the next message.
-    pub fn prepare(&mut self) {
+    /// Where the next message's head is put.
+    pub fn head(&mut self) -> &mut BytesMut {
         if self.head.capacity() == 0 {
             self.head = buffers::take(buffers::HEAD);
         }
+        &mut self.head
     }
 }
 

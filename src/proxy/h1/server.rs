@@ -15,7 +15,7 @@ use crate::{
         header_maps,
         headers::Origin,
         http::{Downstream, Interim, Proxy, handle},
-        listener::Listener,
+        listener::{Closed, Listener},
         record::Record,
         respond, tcp,
         timer::{IdleWatch, Timer},
@@ -23,7 +23,6 @@ use crate::{
     },
 };
 use bytes::BytesMut;
-use futures_util::future::LocalBoxFuture;
 use http::{
     Method, Request, Response, StatusCode, Version,
     header::{CONNECTION, CONTENT_LENGTH},
@@ -52,7 +51,7 @@ pub async fn serve(
     origin: Rc<Origin>,
     proxy: Rc<Proxy>,
     timer: Timer,
-    closing: LocalBoxFuture<'static, ()>,
+    closing: Closed,
 ) {
     let io = Rc::new(io);
     let mut server = Server {
@@ -115,7 +114,7 @@ struct Server {
     scan: HeadScan,
     timer: Timer,
     idle_since: Instant,
-    closing: LocalBoxFuture<'static, ()>,
+    closing: Closed,
     listener: Rc<Listener>,
     origin: Rc<Origin>,
     proxy: Rc<Proxy>,
@@ -175,7 +174,7 @@ impl Server {
         } else {
             timer.set(Instant::now() + limits.head_timeout);
         }
-        let closing = &mut self.closing;
+        let (closing, listener) = (&mut self.closing, &self.listener);
         let length = poll_fn(|cx| {
             let mut reader = reader.borrow_mut();
             loop {
@@ -191,7 +190,7 @@ impl Server {
                         };
                         return Poll::Ready(if idle { Ok(None) } else { Err(late) });
                     }
-                    Poll::Pending if idle && closing.as_mut().poll(cx).is_ready() => return Poll::Ready(Ok(None)),
+                    Poll::Pending if idle && closing.poll(listener, cx).is_ready() => return Poll::Ready(Ok(None)),
                     Poll::Pending => return Poll::Pending,
                     // What came of a head is of no use to anybody.
                     Poll::Ready(Err(_) | Ok(0)) => return Poll::Ready(Ok(None)),
@@ -257,8 +256,7 @@ impl Server {
             (true, _) => None,
         };
         let (reader, writer, timer) = (&self.reader, self.writer.get_mut(), &mut self.timer);
-        writer.prepare();
-        write_response(&mut writer.head, &parts, framing, connection);
+        write_response(writer.head(), &parts, framing, connection);
         header_maps::give(parts.headers);
         let mut sending = Sending::new(body, framing);
         let mut watch = None;
@@ -310,7 +308,7 @@ impl Server {
         let (parts, body) = respond::error(error, false).into_parts();
         let framing = Framing::Length(body.length().unwrap_or(0));
         let writer = self.writer.get_mut();
-        write_response(&mut writer.head, &parts, framing, Some(b"close"));
+        write_response(writer.head(), &parts, framing, Some(b"close"));
         let mut sending = Sending::new(body, framing);
         self.timer.set(Instant::now() + LINGER);
         let timer = &mut self.timer;
@@ -330,7 +328,7 @@ impl Server {
         };
         let writer = self.writer.get_mut();
         let (parts, ()) = Response::new(()).into_parts();
-        write_response(&mut writer.head, &parts, Framing::None, None);
+        write_response(writer.head(), &parts, Framing::None, None);
         self.timer.set(Instant::now() + self.listener.settings().limits.head_timeout);
         let timer = &mut self.timer;
         let written = poll_fn(|cx| match writer.poll_flush(cx) {
@@ -355,7 +353,7 @@ impl Server {
     ) -> Result<Next, ProxyError> {
         let patience = record.patience();
         let writer = self.writer.get_mut();
-        write_response(&mut writer.head, &parts, Framing::None, None);
+        write_response(writer.head(), &parts, Framing::None, None);
         let written = poll_fn(|cx| writer.poll_flush(cx)).await;
         written.map_err(|error| ProxyError::new(Reason::DownstreamClosed, error.to_string()))?;
         let down = {
@@ -432,7 +430,7 @@ impl Interim for InterimWriter<'_> {
         if self.http11 {
             let (mut parts, ()) = response.into_parts();
             parts.headers.remove(CONNECTION);
-            write_response(&mut self.writer.borrow_mut().head, &parts, Framing::None, None);
+            write_response(self.writer.borrow_mut().head(), &parts, Framing::None, None);
         }
     }
 }
