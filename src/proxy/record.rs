@@ -440,7 +440,6 @@ impl Drop for Record {
             self.status = reason.map_or(0, |reason| reason.status().as_u16());
         }
         let duration = self.ended.unwrap_or_else(Instant::now) - self.started;
-        self.leave();
         let subset = self.its_routes().and_then(|routed| routed.went_to());
         if self.caller.is_some() || subset.is_some() {
             let cut_off = reason.is_some_and(|reason| reason.fault() != Fault::Downstream);
@@ -478,6 +477,8 @@ impl Drop for Record {
                 }
             }
         }
+        // After it was counted: whoever sees that none is in flight sees how all of them ended.
+        self.leave();
         let failed = self.failure.is_some() || self.fallback().is_some();
         if self.listener.telemetry.access_log.wants(self.status, failed) {
             let line = self.access_record(duration);

@@ -33,12 +33,13 @@ impl Lives {
 
     /// One has ended, with the number of its reason if it failed.
     pub fn ended(&self, outcome: Result<(), usize>, duration: Duration) {
-        self.open.dec();
         self.duration.observe(duration);
         match outcome {
             Ok(()) => self.done.inc(),
             Err(reason) => self.failed.inc(reason),
         }
+        // Whoever sees that none is open sees how all of them ended.
+        self.open.dec();
     }
 
     /// Shows them, if there ever was one; whether there was.
