@@ -206,10 +206,10 @@ fn one(rollout: &ServiceRollout, is_known: bool) -> String {
             None => "of which the state says nothing, so the splits are as they are written".to_owned(),
         };
         let (of, release, service) = (printable(&state.release), printable(release), printable(service));
-        let _ = writeln!(
-            out,
-            "not in force here: it is of release {of}, and the config here has {release}, {splits}; `pillion rollout start {service}` begins {release}"
-        );
+        let _ = writeln!(out, "not in force here: it is of release {of}, and the config here has {release}, {splits}");
+        if *waiting_for != Some(WaitingFor::Config) {
+            let _ = writeln!(out, "`pillion rollout start {service}` begins {release}");
+        }
     }
     if *from_disk {
         out.push_str("read from the disk; the store has not confirmed it yet\n");
