@@ -250,8 +250,7 @@ impl Listener {
         let mut closing = pin!(closing.wait_for(|closing| *closing));
         loop {
             let (stream, peer) = tokio::select! {
-                // The others are asked when there is nothing to accept, or it was much at once.
-                biased;
+                // In no fixed order: where connections never stop coming, the end is seen all the same.
                 accepted = listen::accept(&socket, |error| self.accept_failed(error)) => accepted,
                 _ = &mut closing => break,
                 () = self.next_look(looked) => {
