@@ -1,32 +1,25 @@
 //! One listener on one worker: accepts connections, tells HTTP/1 from HTTP/2, and gives each its own task.
 
+mod settings;
+
+pub use settings::{Settings, Side, Way};
+
 use super::{
-    auto,
-    callers::{self, Callers},
-    first_bytes::proxy_header,
-    h1, h2,
-    headers::Origin,
-    http::Proxy,
-    tcp,
-    timer::Timer,
+    auto, callers::Callers, first_bytes::proxy_header, h1, h2, headers::Origin, http::Proxy, tcp, timer::Timer,
 };
 use crate::{
     cluster::connect::keepalive,
-    config::{self, ListenerLimits, ListenerProtocol, Transparent},
-    inbound::LocalApp,
+    config::{self, ListenerProtocol},
     net::{
         buffers,
         detect::{Detected, detect},
         io::{Io, Stream},
         listen, original,
     },
-    registry::Address,
-    route,
     telemetry::{Telemetry, labels::Refused, metrics::ListenerMetrics},
 };
 use bytes::BytesMut;
 use futures_util::future::{FutureExt, LocalBoxFuture};
-use http::HeaderValue;
 use socket2::SockRef;
 use std::{
     cell::{Cell, RefCell},
@@ -66,103 +59,6 @@ pub struct Listener {
     /// Connections of this worker, and the word that the last one is gone.
     open: Cell<usize>,
     last_gone: Notify,
-}
-
-/// What can change while a listener is up.
-#[derive(Debug)]
-pub struct Settings {
-    pub protocol: ListenerProtocol,
-    /// Whether each connection says first whom it comes from.
-    pub proxy_protocol: bool,
-    /// Of a listener for what the kernel redirects.
-    pub transparent: Option<Transparent>,
-    pub way: Way,
-    pub limits: ListenerLimits,
-    /// Whether header names keep their case.
-    pub keep_case: bool,
-}
-
-/// Which way a listener's traffic goes.
-#[derive(Debug)]
-pub enum Way {
-    /// From the local application to the services that it asks for.
-    Outbound {
-        rule: route::Rule,
-        /// What they are told that the application is called.
-        caller: Option<HeaderValue>,
-        /// Where tunnels may go, where there may be any.
-        tunnels: Option<tcp::Tunnels>,
-    },
-    /// To the local application.
-    Inbound {
-        app: Arc<LocalApp>,
-        callers: callers::Rule,
-        /// What requests are told of versions.
-        marking: Option<route::Marking>,
-    },
-}
-
-/// Whom a listener's traffic comes from, or goes to.
-#[derive(Debug, Clone)]
-pub enum Side {
-    /// From the local application, which has this name.
-    From(Option<Arc<str>>),
-    /// To the local application, which has this version.
-    To(Arc<LocalApp>, Option<Arc<str>>),
-}
-
-impl Settings {
-    fn new(config: &config::Listener, side: Side, telemetry: &Telemetry) -> Rc<Self> {
-        Rc::new(Self {
-            protocol: config.protocol,
-            proxy_protocol: config.proxy_protocol,
-            transparent: config.transparent.clone(),
-            way: Way::new(config, side, telemetry),
-            limits: config.limits.clone(),
-            keep_case: config.preserve_header_case,
-        })
-    }
-}
-
-impl Way {
-    fn new(config: &config::Listener, side: Side, telemetry: &Telemetry) -> Self {
-        match side {
-            Side::To(app, version) => {
-                let config::Callers { header, max, idle } =
-                    config.app.as_ref().map(|app| app.callers.clone()).unwrap_or_default();
-                // The config was validated; a name that is none after all is one that no request has.
-                let header = header.parse().unwrap_or(route::X_PILLION_CALLER);
-                let marking =
-                    config.app.as_ref().and_then(|app| route::Marking::new(&app.version_baggage, version.as_ref()));
-                Self::Inbound { app, callers: callers::Rule { header, max, idle }, marking }
-            }
-            Side::From(name) => Self::Outbound {
-                rule: route::Rule::new(config),
-                // Made anew on each worker, so that they do not all count the references to one.
-                caller: name.and_then(|name| route::caller_name(&name)),
-                tunnels: config.connect.as_ref().map(|connect| tcp::Tunnels::new(connect, telemetry)),
-            },
-        }
-    }
-
-    /// Where the local application is that it goes to.
-    pub fn app_address(&self) -> Option<SocketAddr> {
-        match self {
-            Self::Inbound { app, .. } => match app.cluster.load().endpoints.first()?.instance.address {
-                Address::Ip(address) => Some(address),
-                Address::Name { .. } => None,
-            },
-            Self::Outbound { .. } => None,
-        }
-    }
-
-    /// Which local application it goes to, to tell one from another.
-    fn app(&self) -> Option<*const LocalApp> {
-        match self {
-            Self::Inbound { app, .. } => Some(Arc::as_ptr(app)),
-            Self::Outbound { .. } => None,
-        }
-    }
 }
 
 /// [`Listener::closed`], begun when it is first asked for: a connection that is never idle does without.
