@@ -1,17 +1,18 @@
 //! A machine with clients and pillion, and worlds with servers, each at the end of a cable: network namespaces of a test's own.
 
 use crate::{
-    e2e::{self, output, soon, until},
+    e2e::{self, PATIENCE, output, soon},
     netns::{Caller, Namespace},
     peer::Peer,
     pillion::tested,
     servers::program,
 };
-use std::{fs, os::unix::fs::PermissionsExt, process::Stdio};
+use std::{fs, os::unix::fs::PermissionsExt, process::Stdio, time::Duration};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines},
     process::{Child, ChildStdout},
+    time::{Instant, sleep},
 };
 
 /// The group of pillion, which is root otherwise: another user may not be able to read where it was built.
@@ -135,7 +136,15 @@ impl Pillion<'_> {
     }
 
     pub async fn until_metric(&self, name: &str, label: &str, value: f64) {
-        until(&format!("{name} {value}"), async || self.metric(name, label).await == value).await;
+        let start = Instant::now();
+        loop {
+            let now = self.metric(name, label).await;
+            if now == value {
+                return;
+            }
+            assert!(start.elapsed() < PATIENCE, "{name} ({label}) is {now}, not {value}");
+            sleep(Duration::from_millis(20)).await;
+        }
     }
 
     pub fn descriptors(&self) -> usize {
