@@ -504,8 +504,9 @@ async fn everything_at_once_fails_nothing_and_grows_nowhere() {
     let failures = world.failures.take();
     let mut pillion = world.pillion.lock().await;
     if !failures.is_empty() {
-        println!("{}{}", world.logs.borrow(), pillion.log());
-        panic!("{} failed: {:#?}", failures.len(), &failures[..failures.len().min(50)]);
+        // Before the log, of which a report may show the beginning only.
+        println!("{} failed: {:#?}", failures.len(), &failures[..failures.len().min(50)]);
+        panic!("{} failed; the log is\n{}{}", failures.len(), world.logs.borrow(), pillion.log());
     }
     let (third, fourth) = samples.split_at(samples.len() / 2);
     let median = |samples: &[Sample], index: usize| {
