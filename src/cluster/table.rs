@@ -261,8 +261,8 @@ impl Cluster {
         self.publish_doubting(&HashSet::new(), settings, instances, state)
     }
 
-    /// The same. What is new at these addresses has to pass a check before it is used, if there are others: most that had gone
-    /// were meant to.
+    /// The same. Those at these addresses are no longer listed, and have to pass a check before they are used, if there are
+    /// others: most that had gone were meant to.
     pub fn publish_doubting(
         &self,
         doubted: &HashSet<Address>,
@@ -416,6 +416,8 @@ fn doubt(endpoints: &[Arc<Endpoint>], addresses: &HashSet<Address>, now: Instant
     }
     let is_doubted = |endpoint: &&Arc<Endpoint>| addresses.contains(&endpoint.instance.address);
     let (doubted, others): (Vec<_>, Vec<_>) = endpoints.iter().partition(is_doubted);
+    // Nobody lists them: that they cannot be used is no reason to panic, and so to use them all the same.
+    doubted.iter().for_each(|endpoint| endpoint.live.set_gone(true));
     if others.iter().any(|endpoint| endpoint.is_usable() && endpoint.live.health.is_available()) {
         doubted.iter().for_each(|endpoint| check::doubt(&endpoint.live, now));
     }

@@ -149,6 +149,14 @@ async fn what_is_doubted_is_not_used_before_it_has_passed_unless_it_is_alone() {
         done.store(true, Relaxed);
         assert!(seen.join().unwrap() > 0);
     });
+    let others = [instance("b", 2, 1), instance("c", 3, 1), instance("d", 4, 1)];
+    let many = others.iter().map(|instance| instance.address.clone()).collect();
+    cluster.publish(&settings, std::slice::from_ref(&known), State::Known);
+    cluster.publish_doubting(&many, &settings, &[&[known][..], &others].concat(), State::Known);
+    assert_eq!(cluster.metrics.panicking.get(), 0, "that they are missing is no reason to use them all the same");
+    let eligible = cluster.load().endpoints.iter().filter(|endpoint| endpoint.live.health.is_available()).count();
+    assert_eq!(eligible, 1);
+
     cluster.publish(&settings, &[], State::Known);
     cluster.publish_doubting(&doubted, &settings, &[back], State::Known);
     assert!(is_used(&cluster.load()), "there is no other");
