@@ -21,7 +21,7 @@ pub struct Demo {
     /// Stop after this time, e.g. 10s. Without it, Ctrl-C stops.
     #[arg(long = "for", value_name = "TIME", value_parser = human::parse)]
     run_for: Option<Duration>,
-    /// An instance leaves and returns once in this time.
+    /// An instance leaves or dies, and returns, once in this time.
     #[arg(long, value_name = "TIME", value_parser = human::parse, default_value = "5s")]
     churn: Duration,
 }

@@ -12,7 +12,6 @@ use crate::{
         Target, human,
     },
     drain::End,
-    error::Reason,
     registry::embedded::Embedded,
     telemetry::log,
 };
@@ -56,7 +55,7 @@ pub struct Options {
     pub registry: SocketAddr,
     /// Stop after this time; without it, when told to.
     pub run_for: Option<Duration>,
-    /// An instance leaves and returns once in this time.
+    /// An instance leaves or dies, and returns, once in this time.
     pub churn: Duration,
     /// How the program was called, for lines to copy.
     pub program: String,
@@ -78,6 +77,7 @@ impl Default for Options {
 /// What happens to the instance that comes and goes.
 enum Event {
     Leaves,
+    Dies,
     Returned(SocketAddr),
 }
 
@@ -120,7 +120,7 @@ async fn watch(
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<Option<String>> {
     let retried = || {
-        let of = |name| app.telemetry().metrics.service(name).retries.get(Reason::UpstreamUnavailable as usize);
+        let of = |name| app.telemetry().metrics.service(name).retries.total();
         samples::SERVICES.iter().map(|service| of(service.name)).sum()
     };
     let started = Instant::now();
@@ -147,6 +147,10 @@ async fn watch(
                 Event::Leaves => {
                     tally.left(LEAVING);
                     screen.say(&format!("{} leaves: it deregisters, finishes what it has, and stops.", LEAVING.name()))
+                }
+                Event::Dies => {
+                    tally.died(LEAVING);
+                    screen.say(&format!("{} dies: its connections break off, and the registry still lists it.", LEAVING.name()))
                 }
                 Event::Returned(address) => {
                     tally.returned(LEAVING);
@@ -178,23 +182,26 @@ async fn watch(
     Ok(Some(tally.closing(started.elapsed())))
 }
 
-/// One instance leaves and returns, for ever.
+/// One instance leaves or dies, in turns, and returns, for ever.
 async fn come_and_go(
     period: Duration,
     registry: &Arc<Embedded>,
     samples: &mut Vec<Sample>,
     events: mpsc::UnboundedSender<Event>,
 ) -> anyhow::Result<Infallible> {
+    let mut dies = false;
     loop {
         sleep(period / 2).await;
         if let Some(at) = samples.iter().position(|sample| sample.which() == LEAVING) {
-            let _ = events.send(Event::Leaves);
-            samples.swap_remove(at).leave(registry).await;
+            let sample = samples.swap_remove(at);
+            let _ = events.send(if dies { Event::Dies } else { Event::Leaves });
+            if dies { sample.die().await } else { sample.leave(registry).await }
         }
         sleep(period / 2).await;
         let sample = Sample::start(registry, LEAVING).await?;
         let _ = events.send(Event::Returned(sample.address()));
         samples.push(sample);
+        dies = !dies;
     }
 }
 
@@ -207,7 +214,8 @@ fn config(options: &Options) -> Config {
         listeners: vec![Listener { listen: options.listen, ..Listener::egress() }],
         // The flaky instance would fill the screen.
         access_log: AccessLog { mode: AccessLogMode::Off, ..AccessLog::default() },
-        log: Log { level: "warn".into(), ..Log::default() },
+        // That a version has nobody yet while its instances start is no news either.
+        log: Log { level: "warn,pillion::cluster::table=error".into(), ..Log::default() },
         ..Config::default()
     }
 }
@@ -278,14 +286,14 @@ fn introduction(options: &Options, proxy: SocketAddr, admin: SocketAddr) -> Stri
          {services}\n\
          The instances registered themselves in the embedded registry ({registry}).\n\
          The proxy listens on {proxy}, finds them there, and carries {rate} requests per second to them.\n\
-         Every {churn} {leaving} leaves and returns; no request is to fail because of that.\n\n\
+         Every {churn} {leaving} leaves or dies, and returns; no request is to fail because of that.\n\n\
          To try, in another terminal:\n\n\
          curl -s -H 'Host: user-service' http://{proxy}/\n\
          curl -s -H 'Host: web' -H 'x-version: canary' http://{proxy}/\n\
          {program} explain{at} GET http://web/\n\
          curl -s http://{admin}/metrics | grep ^pillion_requests_total\n\
          {program} services{at}\n\n\
-         Now the traffic: requests per second, those that pillion failed, tries made again after a 503,\n\
+         Now the traffic: requests per second, those that pillion failed, tries made again elsewhere,\n\
          latency, and each instance's share of its service's requests in percent. Ctrl-C stops.\n"
     )
 }

@@ -8,14 +8,13 @@ use crate::{
     },
 };
 use anyhow::Context;
-use axum::{
-    Router,
-    http::{HeaderName, StatusCode},
-};
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use http::{HeaderName, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 use tokio::{
-    net::TcpListener,
-    sync::oneshot,
+    net::{TcpListener, TcpStream},
+    sync::watch,
     task::{JoinHandle, JoinSet},
     time::{sleep, timeout},
 };
@@ -30,6 +29,8 @@ const RENEW: Duration = Duration::from_secs(1);
 const SPREAD: Duration = Duration::from_millis(300);
 /// How long it then has to finish what it has.
 const FINISH: Duration = Duration::from_secs(2);
+/// When it is tried again where the machine has no descriptor left.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// A sample service.
 #[derive(Debug)]
@@ -121,7 +122,7 @@ impl Service {
 pub struct Sample {
     which: Which,
     address: SocketAddr,
-    stop: oneshot::Sender<()>,
+    stop: watch::Sender<()>,
     serving: JoinHandle<()>,
     renewing: JoinSet<()>,
 }
@@ -142,17 +143,8 @@ impl Sample {
         let socket =
             TcpListener::bind("127.0.0.1:0").await.with_context(|| format!("cannot start {}", which.name()))?;
         let address = socket.local_addr()?;
-        let (stop, stopped) = oneshot::channel::<()>();
-        let router = Router::new().fallback(move || answer(which));
-        let serving = tokio::spawn(async move {
-            let stopped = async {
-                // An error is a sample that was dropped, which ends it as well.
-                let _ = stopped.await;
-            };
-            if let Err(error) = axum::serve(socket, router).with_graceful_shutdown(stopped).await {
-                tracing::warn!(instance = which.name(), %error, "a sample service ended");
-            }
-        });
+        let (stop, stopped) = watch::channel(());
+        let serving = tokio::spawn(serve(socket, which, stopped));
         let registration = registration(which, address);
         registry.register(registration.clone()).await?;
         let mut renewing = JoinSet::new();
@@ -174,9 +166,47 @@ impl Sample {
         // It may have expired, on a machine that was suspended: out is out.
         let _ = registry.deregister(SERVICES[self.which.service].name, &self.which.name()).await;
         sleep(SPREAD).await;
-        let _ = self.stop.send(());
+        drop(self.stop);
         let _ = timeout(FINISH, self.serving).await;
     }
+
+    /// Dies as a process does that is killed: it stays in the registry, and its connections break off.
+    pub async fn die(mut self) {
+        self.renewing.shutdown().await;
+        self.serving.abort();
+        let _ = self.serving.await;
+    }
+}
+
+/// Serves until `stopped` ends, and then finishes what has begun. Where it is dropped, all its connections are.
+async fn serve(socket: TcpListener, which: Which, mut stopped: watch::Receiver<()>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            _ = stopped.changed() => break,
+            Some(_) = connections.join_next() => {}
+            accepted = socket.accept() => match accepted {
+                Ok((stream, _)) => _ = connections.spawn(connection(stream, which, stopped.clone())),
+                Err(error) => {
+                    tracing::warn!(instance = which.name(), %error, "a sample service cannot take a connection");
+                    sleep(AGAIN).await;
+                }
+            },
+        }
+    }
+    drop(socket);
+    connections.join_all().await;
+}
+
+async fn connection(stream: TcpStream, which: Which, mut stopped: watch::Receiver<()>) {
+    let service = service_fn(|_| async { Ok::<_, Infallible>(answer(which).await) });
+    let mut connection = pin!(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+    // How it ends is the proxy's affair, which is what is shown.
+    tokio::select! {
+        _ = connection.as_mut() => return,
+        _ = stopped.changed() => connection.as_mut().graceful_shutdown(),
+    }
+    let _ = connection.await;
 }
 
 fn registration(which: Which, address: SocketAddr) -> Registration {
@@ -204,15 +234,21 @@ async fn renew(registry: Arc<Embedded>, id: String, registration: Registration) 
     }
 }
 
-async fn answer(which: Which) -> (StatusCode, [(HeaderName, String); 1], String) {
+async fn answer(which: Which) -> Response<String> {
     let nature = which.nature();
     // A third up or down: equal times would look made up, and be.
     sleep(nature.takes.mul_f64(2.0 / 3.0 + fastrand::f64() * 2.0 / 3.0)).await;
     let name = which.name();
-    if fastrand::f64() < nature.fails {
-        let text = format!("{name} is flaky, and this was one of its failures\n");
-        return (StatusCode::SERVICE_UNAVAILABLE, [(ANSWERED_BY, name)], text);
+    let (status, text) = if fastrand::f64() < nature.fails {
+        (StatusCode::SERVICE_UNAVAILABLE, format!("{name} is flaky, and this was one of its failures\n"))
+    } else {
+        (StatusCode::OK, format!("hello from {name}, version {}\n", nature.version))
+    };
+    let mut response = Response::new(text);
+    *response.status_mut() = status;
+    if let Ok(name) = name.try_into() {
+        response.headers_mut().insert(ANSWERED_BY, name);
     }
-    let text = format!("hello from {name}, version {}\n", nature.version);
-    (StatusCode::OK, [(ANSWERED_BY, name)], text)
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
 }

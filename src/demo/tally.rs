@@ -14,11 +14,12 @@ pub struct Tally {
     carried: u64,
     /// By reason.
     failed: BTreeMap<String, u64>,
-    /// Tries that an instance answered with 503 and pillion made again elsewhere.
+    /// Tries that pillion made again elsewhere: after a 503, and where an instance had died.
     pub retried: u64,
     /// The instances' own failures that reached a caller.
     own_failures: u64,
     leaves: u64,
+    deaths: u64,
     returns: u64,
     gone: Vec<Which>,
     recent: Recent,
@@ -46,6 +47,7 @@ impl Tally {
             retried: 0,
             own_failures: 0,
             leaves: 0,
+            deaths: 0,
             returns: 0,
             gone: Vec::new(),
             recent: Recent::new(now),
@@ -66,6 +68,11 @@ impl Tally {
 
     pub fn left(&mut self, which: Which) {
         self.leaves += 1;
+        self.gone.push(which);
+    }
+
+    pub fn died(&mut self, which: Which) {
+        self.deaths += 1;
         self.gone.push(which);
     }
 
@@ -108,14 +115,16 @@ impl Tally {
     pub fn closing(&self, ran: Duration) -> String {
         let failed: u64 = self.failed.values().sum();
         let mut text = format!(
-            "Stopped after {:.0} s: {} requests carried, {failed} failed. Of the flaky instance's 503s {} \
-             were tried again elsewhere, and {} reached a caller.\n{} left {} and came back {}.",
+            "Stopped after {:.0} s: {} requests carried, {failed} failed. {} {} made again \
+             elsewhere; of the flaky instance's 503s {} reached a caller.\n{} left {}, died {}, and came back {}.",
             ran.as_secs_f64(),
             self.carried,
             self.retried,
+            if self.retried == 1 { "try was" } else { "tries were" },
             self.own_failures,
             LEAVING.name(),
             times(self.leaves),
+            times(self.deaths),
             times(self.returns),
         );
         for (reason, count) in &self.failed {

@@ -92,6 +92,11 @@ impl Tally {
         self.counts.get(index).map_or(0, |count| count.load(Relaxed))
     }
 
+    /// Of all words.
+    pub fn total(&self) -> u64 {
+        self.each().map(|(_, count)| count).sum()
+    }
+
     pub(super) fn each(&self) -> impl Iterator<Item = (&'static str, u64)> {
         self.words.iter().zip(&self.counts).map(|(word, count)| (*word, count.load(Relaxed)))
     }
