@@ -193,7 +193,14 @@ impl Explaining<'_> {
     ) -> Result<Arrival, ProxyError> {
         snapshot.is_known(&cluster.name, FIRST_ANSWER)?;
         let by_itself = snapshot.asked_for(request.headers());
-        let asked_for = by_itself.map(|(name, granted)| AskedFor { subset: name.to_string(), granted });
+        let asked_for = match by_itself {
+            Some((name, granted)) => Some(AskedFor { subset: name.to_string(), exists: true, granted }),
+            None => {
+                snapshot.settings.routes.as_ref().and_then(|routes| routes.wanted(request.headers())).map(|wanted| {
+                    AskedFor { subset: String::from_utf8_lossy(&wanted).into_owned(), exists: false, granted: false }
+                })
+            }
+        };
         let wanted = by_itself.filter(|(_, granted)| *granted).map(|(name, _)| name).or(subset);
         let settled = wanted.map_or_else(Settled::default, |wanted| snapshot.settle(wanted));
         let within = snapshot.subsets.get(settled.within.index());

@@ -115,8 +115,11 @@ fn way(way: &Way) -> String {
         service(&mut out, step);
     }
     if let Some(asked) = &way.asked_for {
-        let word =
-            if asked.granted { "and gets it" } else { "but nobody in it can take requests, so its routes count" };
+        let word = match (asked.exists, asked.granted) {
+            (false, _) => "but the service has none of that name, so its routes count",
+            (true, false) => "but nobody in it can take requests, so its routes count",
+            (true, true) => "and gets it",
+        };
         let _ = writeln!(out, "  it asks for the subset `{}` by itself, {word}", printable(&asked.subset));
     }
     out.push_str(&outcome(&way.outcome));

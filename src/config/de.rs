@@ -238,12 +238,14 @@ impl<'t> Deserializer<'t> for De<'t, '_> {
     fn deserialize_struct<V: Visitor<'t>>(
         self,
         _: &'static str,
-        _: &'static [&'static str],
+        keys: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Snag> {
         // A derived struct would take a list as its fields in order, which nobody means in a file.
         match &self.node.value {
-            Value::List(_) if self.node.fate == Fate::Live => Err(Snag::new(What::Expected("a map".into()))),
+            Value::List(_) | Value::Scalar(_) if self.node.fate == Fate::Live && !self.node.is_null() => {
+                Err(Snag::new(What::Expected(map_with(keys))))
+            }
             _ => self.deserialize_map(visitor),
         }
     }
@@ -393,6 +395,18 @@ impl<'t> VariantAccess<'t> for Choice<'t, '_> {
             How::Kind(de) => de.deserialize_map(visitor),
             How::UnknownKind => Err(Snag::new(What::UnknownKind(self.variants))),
             How::Word | How::Refuse => Err(Snag::new(What::NoKind(self.variants))),
+        }
+    }
+}
+
+/// Some of the keys tell what the map is for; all are told where one is unknown.
+fn map_with(keys: &[&str]) -> String {
+    match keys {
+        [] => "a map".into(),
+        [one] => format!("a map with the key `{one}`"),
+        _ => {
+            let some: Vec<_> = keys.iter().take(3).map(|key| format!("`{key}`")).collect();
+            format!("a map with keys like {}", some.join(", "))
         }
     }
 }

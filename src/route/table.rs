@@ -6,7 +6,7 @@ use super::{
 };
 use crate::config;
 use http::{HeaderMap, Request};
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, fmt, sync::Arc};
 
 /// A service's routes and the names of its subsets.
 #[derive(Debug)]
@@ -96,9 +96,14 @@ impl Table {
         }
     }
 
+    /// The version that the request asks for by itself, which the service may lack.
+    pub fn wanted<'h>(&self, headers: &'h HeaderMap) -> Option<Cow<'h, [u8]>> {
+        self.version.as_ref()?.find(headers)
+    }
+
     /// The subset that the request asks for by itself, if the service has it.
     pub fn asked_for(&self, headers: &HeaderMap) -> Option<&Arc<str>> {
-        let wanted = self.version.as_ref()?.find(headers)?;
+        let wanted = self.wanted(headers)?;
         self.subsets.iter().find(|subset| subset.as_bytes() == &*wanted)
     }
 }

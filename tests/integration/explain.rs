@@ -55,6 +55,9 @@ async fn explain_says_which_way_a_request_goes_and_that_is_the_way_it_goes() {
         wanted.contains("asks for the subset `stable` by itself, and gets it\n→ user-service, subset `stable`"),
         "{wanted}"
     );
+    let missing = explained(&pillion, &["POST", "http://user-service/x", "-H", "x-version: beta"]).await;
+    let none = "asks for the subset `beta` by itself, but the service has none of that name, so its routes count\n→ user-service, any";
+    assert!(missing.contains(none), "{missing}");
     let unknown = explained(&pillion, &["GET", "http://nobody/"]).await;
     assert!(unknown.contains("→ refused, unknown_service: "), "{unknown}");
     let wrong = explained(&pillion, &["GET", "http://a b/"]).await;

@@ -187,6 +187,8 @@ pub struct Lot {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AskedFor {
     pub subset: String,
+    /// Whether the service has a subset of that name.
+    pub exists: bool,
     /// Whether it gets it: whether anybody in it can take requests, or waits for one as a probe.
     pub granted: bool,
 }

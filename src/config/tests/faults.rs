@@ -22,8 +22,8 @@ fn values_of_the_wrong_type() {
         ("workers: many", &["2:10: workers: found `many`; expected a number from 1 to 256 or `auto`"]),
         ("workers: [1]", &["2:10: workers: found a list; expected a number from 1 to 256 or `auto`"]),
         ("workers:", &["2:1: workers: found nothing; expected a number from 1 to 256 or `auto`"]),
-        ("node: web", &["2:7: node: found `web`; expected a map"]),
-        ("node: [web]", &["2:7: node: found a list; expected a map"]),
+        ("node: web", &["2:7: node: found `web`; expected a map with keys like `service`, `env`, `zone`"]),
+        ("node: [web]", &["2:7: node: found a list; expected a map with keys like `service`, `env`, `zone`"]),
         ("listeners: 4140", &["2:12: listeners: found `4140`; expected a list"]),
         (
             "admin: { listen: localhost:4191 }",
@@ -152,7 +152,7 @@ fn what_is_not_yaml_or_not_one_document() {
         ("workers: !x 1", "1:10: the tag `!x` has no meaning here"),
         ("? [a]\n: b", "1:3: a map or list as a key; expected a word"),
         ("workers: &a [*a]", "1:14: an alias inside of what it stands for"),
-        ("- 1", "1:1: found a list; expected a map"),
+        ("- 1", "1:1: found a list; expected a map with keys like `node`, `workers`, `admin`"),
         ("node: { env: ${ENV} }", "inside `{ }` and `[ ]` a value with `${…}` needs quotes"),
     ] {
         let found = errors_of(text);
@@ -371,7 +371,10 @@ fn health_checks() {
     let checked = |check: &str| format!("services: {{ a: {{ health_check: {check} }} }}");
     let place = "services.a.health_check";
     for (check, expected) in [
-        ("/health", vec![format!("2:32: {place}: found `/health`; expected a map")]),
+        (
+            "/health",
+            vec![format!("2:32: {place}: found `/health`; expected a map with keys like `http`, `grpc`, `port`")],
+        ),
         ("{ http: health }", vec![format!("2:40: {place}.http: found `health`; expected a path, like `/health`")]),
         ("{ http: [] }", vec![format!("2:40: {place}.http: found a list; expected a path, like `/health`, or a map")]),
         (
@@ -410,7 +413,7 @@ fn health_checks() {
             "{ http: { method: CONNECT } }",
             vec![format!("2:50: {place}.http.method: found `CONNECT`; expected a method, like `GET`")],
         ),
-        ("{ grpc: x }", vec![format!("2:40: {place}.grpc: found `x`; expected a map")]),
+        ("{ grpc: x }", vec![format!("2:40: {place}.grpc: found `x`; expected a map with the key `service`")]),
         (
             "{ rise: 0, interval: 1ms, port: 0 }",
             vec![

@@ -90,6 +90,7 @@ fn times_fit_into_each_other() {
             &["3:19: @.hold: found `500ms`; expected at least `1s`"],
         ),
         ("{ interval: 2m }", &["3:23: @.interval: found `2m`; expected at most `1m 40s`, a third of `hold`"]),
+        ("{ hold: 1ms }", &["3:19: @.hold: found `1ms`; expected at least `1s`"]),
         ("{ hold: 10s }", &["3:2: @.interval: found `5s`; expected at most `3s 333ms`, a third of `hold`"]),
         ("{ interval: 1ms }", &["3:23: @.interval: found `1ms`; expected at least `100ms`"]),
         ("{ p99: { warm_up: 5m } }", &["3:29: @.p99.warm_up: found `5m`; expected less than `hold`, which is `5m`"]),
